@@ -1,0 +1,1 @@
+"""Everything that touches sound files: sandboxed decoding, levelling, assets, feeds' PCM, speech."""

@@ -1,0 +1,1 @@
+"""Vertical, deletable features; empty until the first one, its layer is reserved."""

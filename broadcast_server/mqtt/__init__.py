@@ -1,0 +1,1 @@
+"""The bus and the broker: publish, subscribe, retain, will; threads and reconnects stay inside."""

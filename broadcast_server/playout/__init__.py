@@ -1,0 +1,1 @@
+"""What acts by itself: plans, publishes, reconciles relays, judges reports."""

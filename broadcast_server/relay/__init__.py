@@ -1,0 +1,1 @@
+"""Live audio: from a feed's bytes to signed, numbered, time-stamped Opus batches."""

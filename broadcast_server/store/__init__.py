@@ -1,0 +1,1 @@
+"""The truth: tables and queries by noun; the only package that speaks SQL."""

@@ -1,0 +1,1 @@
+"""The server-rendered console; empty until its issue, its layer is reserved."""

@@ -1,0 +1,445 @@
+"""Every body on the wire, and how the three composed payloads (plan, keys, report) are put together.
+
+Bodies are compact JSON: unknown fields are ignored, unknown kinds are answered with a counted refusal. Instants are
+integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be believed travels inside a
+`signing` envelope; a node's status and time question are trusted no further than the broker's access list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from enum import StrEnum
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from speaker_protocol.rules import BulletinClass, SourceKind
+from speaker_protocol.signing import EnvelopeRefused, Kind, KnownKey, Refusal
+
+MAX_PLAN_BODY_BYTES: Final = 4 * 1024 * 1024
+"""What an unpacked plan body may hold; a larger one is refused before it is unpacked."""
+MAX_SEGMENTS: Final = 5_000
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Id = Annotated[str, Field(min_length=1, max_length=64)]
+Ms = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+class Body(BaseModel):
+    """Root of all bodies: frozen, unknown fields ignored, None never sent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def encode(self) -> bytes:
+        """Compact JSON, UTF-8."""
+        return self.model_dump_json(exclude_none=True).encode("utf-8")
+
+
+B = TypeVar("B", bound=Body)
+
+
+def decode(model: type[B], raw: bytes) -> B:
+    """The body, or `EnvelopeRefused(BODY)`."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError:
+        raise EnvelopeRefused(Refusal.BODY) from None
+
+
+# -- plan ---------------------------------------------------------------------------------------------------------
+
+
+class PlanSegment(Body):
+    """One stretch of the resolved timeline: sound this, from here to there."""
+
+    entry_id: Annotated[str, Field(min_length=1, max_length=120)]
+    """Occurrence it belongs to; the same id in reports and in the play log."""
+    start_ms: Ms
+    end_ms: Ms
+    offset_ms: Ms = 0
+    """Position in the asset that sounds at `start_ms`."""
+    klass: BulletinClass
+    level: int
+    """Place on the ladder (`rules.Level`)."""
+    source: SourceKind
+    asset: Sha256 | None = None
+    stream: Id | None = None
+    gain_db: float = 0.0
+    approval: str | None = None
+    """Content hash that was approved for this sound."""
+
+
+class PlanAsset(Body):
+    """One file the plan needs: Ogg Opus, 48 kHz mono, fetched by its hash and checked against it."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(gt=0)]
+    duration_ms: Ms
+
+
+class PlanBody(Body):
+    """What all nodes of one target set share. Segments are ordered and disjoint."""
+
+    segments: Annotated[tuple[PlanSegment, ...], Field(max_length=MAX_SEGMENTS)] = ()
+    assets: tuple[PlanAsset, ...] = ()
+
+
+class PlanHead(Body):
+    """Body of the PLAN envelope: validity, and which shared body it stands for."""
+
+    valid_from_ms: Ms
+    valid_until_ms: Ms
+    body_sha256: Sha256
+    """SHA-256 of the compressed bytes that follow the envelope."""
+
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+def pack_plan_body(body: PlanBody) -> bytes:
+    """The compressed bytes that every node of one target set receives; the same input gives the same bytes."""
+    return zlib.compress(body.encode(), level=6)
+
+
+def plan_head(packed_body: bytes, *, valid_from_ms: int, valid_until_ms: int) -> PlanHead:
+    """The head to sign for a packed body."""
+    return PlanHead(
+        valid_from_ms=valid_from_ms,
+        valid_until_ms=valid_until_ms,
+        body_sha256=hashlib.sha256(packed_body).hexdigest(),
+    )
+
+
+def join_plan(envelope: bytes, packed_body: bytes) -> bytes:
+    """The payload of `NodePlan`: length of the envelope, envelope, packed body."""
+    return _LENGTH.pack(len(envelope)) + envelope + packed_body
+
+
+def split_plan(payload: bytes) -> tuple[bytes, bytes]:
+    """Envelope and packed body, nothing trusted yet. Raises `EnvelopeRefused(GARBAGE)`."""
+    if len(payload) < _LENGTH.size:
+        raise EnvelopeRefused(Refusal.GARBAGE)
+    (length,) = _LENGTH.unpack_from(payload)
+    if _LENGTH.size + length > len(payload):
+        raise EnvelopeRefused(Refusal.GARBAGE)
+    return payload[_LENGTH.size : _LENGTH.size + length], payload[_LENGTH.size + length :]
+
+
+def open_plan_body(head: PlanHead, packed_body: bytes) -> PlanBody:
+    """The body a verified head stands for. Raises `EnvelopeRefused(BODY)` unless it is exactly that body."""
+    if hashlib.sha256(packed_body).hexdigest() != head.body_sha256:
+        raise EnvelopeRefused(Refusal.BODY)
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(packed_body, MAX_PLAN_BODY_BYTES)
+    except zlib.error:
+        raise EnvelopeRefused(Refusal.BODY) from None
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise EnvelopeRefused(Refusal.BODY)
+    return decode(PlanBody, raw)
+
+
+# -- config and orders ----------------------------------------------------------------------------------------------
+
+
+class VolumeStep(Body):
+    """From this local minute of the day on, this gain, until the next step."""
+
+    from_minute: Annotated[int, Field(ge=0, lt=1440)]
+    gain_db: float
+
+
+class NodeConfigBody(Body):
+    """How a node behaves; the node enforces the policy limits by itself."""
+
+    path: tuple[Id, ...]
+    """The node's own unit and its ancestors, nearest first; the topics it must listen to."""
+    cluster: Id
+    groups: tuple[Id, ...] = ()
+    utc_offset_min: int = 420
+    quiet_from_min: Annotated[int, Field(ge=0, lt=1440)] = 22 * 60
+    quiet_to_min: Annotated[int, Field(ge=0, lt=1440)] = 5 * 60
+    """Local minutes of `[from, to)`, crossing midnight is normal; equal values mean no quiet hours."""
+    max_class: BulletinClass = BulletinClass.EMERGENCY
+    max_gain_db: float = 0.0
+    volume: tuple[VolumeStep, ...] = ()
+    delay_trim_ms: Annotated[int, Field(ge=-2_000, le=2_000)] = 0
+    assets_url: str
+    """An asset is at `{assets_url}/{sha256}`."""
+    status_interval_s: Annotated[int, Field(ge=1, le=3_600)] = 30
+
+
+class OrderVerb(StrEnum):
+    """What may be ordered."""
+
+    IDENTIFY = "identify"
+    REBOOT = "reboot"
+    TEST_TONE = "test_tone"
+
+
+class OrderBody(Body):
+    """A true event; done once, never after the envelope's expiry."""
+
+    order_id: Id
+    verb: OrderVerb
+    seconds: Annotated[int, Field(ge=0, le=60)] = 0
+
+
+# -- alerts ---------------------------------------------------------------------------------------------------------
+
+
+class AlertBody(Body):
+    """One emergency in force."""
+
+    alert_id: Id
+    level: int
+    klass: BulletinClass = BulletinClass.EMERGENCY
+    issued_ms: Ms
+    expires_ms: Ms
+    asset: Sha256 | None = None
+    text: str | None = None
+    hazard: str | None = None
+    drill: bool = False
+
+
+class StopAllLatch(Body):
+    """Everything is silent until this latch is released."""
+
+    latch_id: Id
+    since_ms: Ms
+
+
+class AlertSetBody(Body):
+    """All that is in force for a unit: state, not an event. An empty set is sent as an empty set."""
+
+    alerts: tuple[AlertBody, ...] = ()
+    stop_all: StopAllLatch | None = None
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+class DelegationBody(Body):
+    """The root says: this key may speak for this unit and what lies below it."""
+
+    kind: Literal["delegation"] = "delegation"
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    unit: Id
+    may: tuple[str, ...]
+    """Names of `signing.Kind` this key may sign."""
+    max_class: BulletinClass
+    valid_from_ms: Ms
+    valid_until_ms: Ms
+
+    def key(self) -> KnownKey:
+        """What a `KeyRing` learns from it. Kinds this version does not know are left out."""
+        return KnownKey(
+            public=bytes.fromhex(self.public_key),
+            unit=self.unit,
+            kinds=frozenset(Kind[name] for name in self.may if name in Kind.__members__),
+            max_class=self.max_class.value,
+            valid_from_ms=self.valid_from_ms,
+            valid_until_ms=self.valid_until_ms,
+        )
+
+
+class RevocationBody(Body):
+    """The root says: from this instant on obey this key no more."""
+
+    kind: Literal["revocation"] = "revocation"
+    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    at_ms: Ms
+
+
+KeyStatement = Annotated[DelegationBody | RevocationBody, Field(discriminator="kind")]
+_KEY_STATEMENT: Final[TypeAdapter[DelegationBody | RevocationBody]] = TypeAdapter(KeyStatement)
+_SHORT: Final = struct.Struct(">H")
+
+
+def decode_key_statement(raw: bytes) -> DelegationBody | RevocationBody:
+    """Body of one KEYS envelope. Raises `EnvelopeRefused(BODY)`."""
+    try:
+        return _KEY_STATEMENT.validate_json(raw)
+    except ValidationError:
+        raise EnvelopeRefused(Refusal.BODY) from None
+
+
+def join_keys(envelopes: tuple[bytes, ...]) -> bytes:
+    """The payload of `UnitKeys`: every statement about the unit's keys, each after its length."""
+    return b"".join(_SHORT.pack(len(envelope)) + envelope for envelope in envelopes)
+
+
+def split_keys(payload: bytes) -> tuple[bytes, ...]:
+    """The envelopes, nothing trusted yet. Raises `EnvelopeRefused(GARBAGE)`."""
+    envelopes = []
+    at = 0
+    while at < len(payload):
+        if at + _SHORT.size > len(payload):
+            raise EnvelopeRefused(Refusal.GARBAGE)
+        (length,) = _SHORT.unpack_from(payload, at)
+        at += _SHORT.size
+        if at + length > len(payload):
+            raise EnvelopeRefused(Refusal.GARBAGE)
+        envelopes.append(payload[at : at + length])
+        at += length
+    return tuple(envelopes)
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+class StreamHeadBody(Body):
+    """What a live stream is. The envelope's expiry is the lease: no renewal, no sound."""
+
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The stream's own key; it signs the batches of this head only."""
+    codec: Literal["opus"] = "opus"
+    packets_per_batch: Annotated[int, Field(ge=1, le=250)]
+    t0_utc_ms: Ms
+    playout_delay_ms: Annotated[int, Field(ge=0, le=30_000)]
+    """Sample m of the media is due at `t0_utc_ms + m/48 + playout_delay_ms`."""
+    scope: tuple[Id, ...] = ()
+    """Units that may sound it; empty: every node whose plan names the stream."""
+
+
+# -- what nodes say -------------------------------------------------------------------------------------------------
+
+
+class Link(StrEnum):
+    """Whether the node is there."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class ClockSource(StrEnum):
+    """Where the node has its time from."""
+
+    SERVER = "server"
+    HOLDOVER = "holdover"
+    UNKNOWN = "unknown"
+
+
+class ClockQuality(Body):
+    """What the node believes of its own clock."""
+
+    source: ClockSource
+    uncertainty_ms: Annotated[float, Field(ge=0)]
+    offset_ms: float = 0.0
+    """Correction applied to the device's own clock."""
+
+
+class StatusBody(Body):
+    """How a node is; retained, and (with `link` offline) its will."""
+
+    link: Link
+    boot_id: Id
+    sent_ms: Ms = 0
+    plan_sha256: Sha256 | None = None
+    plan_order: tuple[int, int] = (0, 0)
+    """`(epoch, sequence)` of the plan in force."""
+    highest: tuple[int, int] = (0, 0)
+    """The highest order seen on any of its topics: a restored server first rises above it."""
+    clock: ClockQuality = ClockQuality(source=ClockSource.UNKNOWN, uncertainty_ms=0.0)
+    sounding: str | None = None
+    stream: Id | None = None
+    ready: Annotated[int, Field(ge=0)] = 0
+    missing: Annotated[tuple[Sha256, ...], Field(max_length=200)] = ()
+    refusals: dict[str, int] = {}
+    """How often it did not obey, by reason."""
+    firmware: str = ""
+    free_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class ReportKind(StrEnum):
+    """What a log entry of the device tells."""
+
+    STARTED = "started"
+    FINISHED = "finished"
+    NOT_SOUNDED = "not_sounded"
+    ORDER_DONE = "order_done"
+
+
+class ReportBody(Body):
+    """One entry of the device's log, signed by the device; `(boot_id, sequence)` makes it unique."""
+
+    boot_id: Id
+    sequence: Annotated[int, Field(ge=1)]
+    kind: ReportKind
+    entry_id: str
+    segment_start_ms: Ms
+    at_ms: Ms
+    """By the node's disciplined clock: when sound began (started) or ended (finished)."""
+    heard_ms: Annotated[int, Field(ge=0)] = 0
+    """How long the output really sounded the right thing within this segment."""
+    source: SourceKind | None = None
+    asset: Sha256 | None = None
+    stream: Id | None = None
+    underruns: Annotated[int, Field(ge=0)] = 0
+    level_dbfs: float | None = None
+    uncertainty_ms: float = 0.0
+    reason: str | None = None
+    """Why it did not sound, or why it ended before its time."""
+
+
+class ReportAckBody(Body):
+    """These entries are stored; the node may forget them."""
+
+    kind: Literal["reports"] = "reports"
+    boot_id: Id
+    sequences: Annotated[tuple[int, ...], Field(max_length=500)]
+
+
+class TimeQuestionBody(Body):
+    """What time is it?"""
+
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    sent_ns: int
+    """The node's own clock; comes back untouched."""
+
+
+class TimeAnswerBody(Body):
+    """The server's receive and send instants, UTC nanoseconds."""
+
+    kind: Literal["time"] = "time"
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    asked_ns: int
+    received_ns: int
+    sent_ns: int
+
+
+AckBody = Annotated[ReportAckBody | TimeAnswerBody, Field(discriminator="kind")]
+_ACK: Final[TypeAdapter[ReportAckBody | TimeAnswerBody]] = TypeAdapter(AckBody)
+
+
+def decode_ack(raw: bytes) -> ReportAckBody | TimeAnswerBody:
+    """Body of an ACK envelope. Raises `EnvelopeRefused(BODY)`."""
+    try:
+        return _ACK.validate_json(raw)
+    except ValidationError:
+        raise EnvelopeRefused(Refusal.BODY) from None
+
+
+ALL_BODIES: Final[tuple[type[Body], ...]] = (
+    PlanHead,
+    PlanBody,
+    PlanSegment,
+    PlanAsset,
+    NodeConfigBody,
+    VolumeStep,
+    OrderBody,
+    AlertSetBody,
+    AlertBody,
+    StopAllLatch,
+    DelegationBody,
+    RevocationBody,
+    StreamHeadBody,
+    StatusBody,
+    ClockQuality,
+    ReportBody,
+    ReportAckBody,
+    TimeQuestionBody,
+    TimeAnswerBody,
+)
