@@ -1,0 +1,42 @@
+"""The door to the private keys: requests go in, sealed envelopes come out, keys never do.
+
+`unit` names on whose behalf is signed; None means the server itself (clock answers, acknowledgements, stream heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from speaker_protocol.signing import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class SignRequest:
+    """What shall be sealed. `target` is the node, unit or stream addressed; instants are UTC milliseconds."""
+
+    kind: Kind
+    unit: str | None
+    target: str
+    issued_ms: int
+    expires_ms: int
+    epoch: int
+    sequence: int
+    body: bytes
+
+
+class Signer(Protocol):
+    """Whoever holds the keys: in this process now, in a process and user of its own once keys are scoped."""
+
+    async def sign_many(self, requests: Sequence[SignRequest]) -> list[bytes]:
+        """Envelopes in the order of the requests. Raises `Refused` if no key may speak for one of them; then none is made."""
+        ...
+
+    def root_public(self) -> bytes:
+        """The raw public root key that nodes are enrolled with."""
+        ...
+
+    async def key_statements(self, unit: str, *, issued_ms: int) -> tuple[bytes, ...]:
+        """KEYS envelopes for `unit`, signed by the root: the delegations in force and all revocations."""
+        ...

@@ -1,0 +1,648 @@
+"""The core's tables: flat, no methods, no relationships loaded by surprise.
+
+Every row that belongs to a place has a `unit_id`. Instants are `UtcDateTime` columns; local dates of the law (a district's
+closing day) are dates. JSON columns hold what is read whole and never searched. Features bring tables of their own.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from broadcast_server.domain.proof import Verdict
+from broadcast_server.store.types import UtcDateTime, Word
+from broadcast_server.store.words import (
+    ConflictKind,
+    ContentKind,
+    ExceptionKind,
+    FeedKind,
+    FeedState,
+    MediaKind,
+    OutboxState,
+    Role,
+    ScheduleKind,
+    ScheduleState,
+    Tier,
+    VersionState,
+)
+from speaker_protocol.rules import BulletinClass
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    """Root of all tables; constraints are named so that both dialects can migrate them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's contract
+        datetime: UtcDateTime(),
+        str: String(120),
+        Json: JSON(),
+        list[str]: JSON(),
+        int: BigInteger(),
+    }
+
+
+# -- places -----------------------------------------------------------------------------------------------------------
+
+
+class UnitKindRow(Base):
+    """A type of place: province, commune, hamlet; a closed type (district) stays for its history."""
+
+    __tablename__ = "unit_kinds"
+    code: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name_vi: Mapped[str]
+    name_en: Mapped[str]
+    closed_on: Mapped[date | None]
+
+
+class UnitRow(Base):
+    """A place, an org unit."""
+
+    __tablename__ = "units"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(ForeignKey("unit_kinds.code"))
+    name: Mapped[str]
+    name_folded: Mapped[str] = mapped_column(String(120), index=True)
+    created_at: Mapped[datetime]
+
+
+class UnitLinkRow(Base):
+    """From `valid_from` up to, not including, `valid_to` the unit lies in the parent."""
+
+    __tablename__ = "unit_links"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    parent_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    valid_from: Mapped[date]
+    valid_to: Mapped[date | None]
+
+
+class PolicyRow(Base):
+    """Station policy (quy chế) of a unit, inherited by what lies below until overridden."""
+
+    __tablename__ = "policies"
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), primary_key=True)
+    body: Mapped[Json]
+    """`domain.policy.policy_to_dict`."""
+    updated_at: Mapped[datetime]
+
+
+class GroupRow(Base):
+    """A named set of clusters of one unit."""
+
+    __tablename__ = "groups"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class GroupMemberRow(Base):
+    """A cluster in a group."""
+
+    __tablename__ = "group_members"
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), primary_key=True)
+    cluster_id: Mapped[str] = mapped_column(ForeignKey("clusters.id"), primary_key=True, index=True)
+
+
+# -- fleet ------------------------------------------------------------------------------------------------------------
+
+
+class ClusterRow(Base):
+    """The thing in the place: receiver, amplifier, horns (cụm loa)."""
+
+    __tablename__ = "clusters"
+    __table_args__ = (UniqueConstraint("unit_id", "code"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    code: Mapped[str] = mapped_column(String(40))
+    name: Mapped[str]
+    name_folded: Mapped[str] = mapped_column(String(120), index=True)
+    latitude: Mapped[float | None]
+    longitude: Mapped[float | None]
+    config: Mapped[Json]
+    """`volume` steps, `delay_trim_ms`, `quiet` windows; keys of the wire's node config."""
+    created_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class NodeRow(Base):
+    """The networked controller that drives a cluster; a repair swaps it, the cluster stays."""
+
+    __tablename__ = "nodes"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    cluster_id: Mapped[str] = mapped_column(ForeignKey("clusters.id"), index=True)
+    public_key: Mapped[str] = mapped_column(String(64), unique=True)
+    hardware: Mapped[str]
+    firmware: Mapped[str]
+    broker_password_line: Mapped[str] = mapped_column(String(300))
+    """Mosquitto's salted hash form; the password itself is told once, at enrolment."""
+    asset_token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    enrolled_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]
+
+
+class NodeStatusRow(Base):
+    """The node's last word about itself; rewritten often, so apart from the register. `since` is when `link` changed."""
+
+    __tablename__ = "node_statuses"
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    link: Mapped[str] = mapped_column(String(10))
+    since: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    boot_id: Mapped[str] = mapped_column(String(64))
+    plan_sha256: Mapped[str | None] = mapped_column(String(64))
+    highest_epoch: Mapped[int] = mapped_column(default=0)
+    highest_sequence: Mapped[int] = mapped_column(default=0)
+    sounding: Mapped[str | None]
+    body: Mapped[Json]
+
+
+class LinkSpanRow(Base):
+    """When a node was reachable, `[since, until)`; proof needs it to tell MISSED from UNKNOWN."""
+
+    __tablename__ = "link_spans"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), index=True)
+    since: Mapped[datetime]
+    until: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class EnrolmentTokenRow(Base):
+    """The right to enrol so many nodes for one unit."""
+
+    __tablename__ = "enrolment_tokens"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    uses_left: Mapped[int]
+    expires_at: Mapped[datetime]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+# -- feeds ------------------------------------------------------------------------------------------------------------
+
+
+class FeedRow(Base):
+    """A source to relay (nguồn tiếp âm): a noun with an owner."""
+
+    __tablename__ = "feeds"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    name: Mapped[str]
+    name_folded: Mapped[str] = mapped_column(String(120), index=True)
+    tier: Mapped[Tier] = mapped_column(Word(Tier))
+    kind: Mapped[FeedKind] = mapped_column(Word(FeedKind))
+    url: Mapped[str | None] = mapped_column(String(500))
+    mount: Mapped[str | None] = mapped_column(String(64), unique=True)
+    push_user: Mapped[str | None]
+    push_secret_hash: Mapped[str | None] = mapped_column(String(200))
+    credential_version: Mapped[int] = mapped_column(default=0)
+    """Rises with rotate and revoke; a live connection of an older version is cut."""
+    revoked_at: Mapped[datetime | None]
+    successor_id: Mapped[str | None] = mapped_column(ForeignKey("feeds.id"))
+    valid_from: Mapped[datetime | None]
+    valid_to: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class FeedStatusRow(Base):
+    """What the feed was last seen doing, by the relay or by the probe."""
+
+    __tablename__ = "feed_statuses"
+    feed_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"), primary_key=True)
+    state: Mapped[FeedState] = mapped_column(Word(FeedState))
+    reason: Mapped[str | None]
+    since: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    body: Mapped[Json]
+
+
+class FeedOfferRow(Base):
+    """The owner lets a unit and what lies below it relay the feed, `[valid_from, valid_to)`, on a stated basis."""
+
+    __tablename__ = "feed_offers"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    feed_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"), index=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    valid_from: Mapped[datetime]
+    valid_to: Mapped[datetime | None]
+    basis: Mapped[str] = mapped_column(String(300))
+    withdrawn_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class ObligationRow(Base):
+    """A unit and what lies below it must carry this feed or bulletin; it places a required schedule."""
+
+    __tablename__ = "obligations"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    content_kind: Mapped[ContentKind] = mapped_column(Word(ContentKind))
+    content_id: Mapped[str] = mapped_column(String(32), index=True)
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"))
+    basis: Mapped[str] = mapped_column(String(300))
+    valid_from: Mapped[datetime]
+    valid_to: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+# -- library ----------------------------------------------------------------------------------------------------------
+
+
+class AssetRow(Base):
+    """Audio by the hash of its bytes; the file lies in the asset store."""
+
+    __tablename__ = "assets"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    label: Mapped[str] = mapped_column(String(200))
+    size_bytes: Mapped[int]
+    duration_ms: Mapped[int]
+    report: Mapped[Json]
+    """Loudness, true peak, silence, clipping as measured."""
+    cues: Mapped[list[Any]] = mapped_column(JSON)
+    """`{item_id, role, at_ms, duration_ms}` of a rendered programme."""
+    created_at: Mapped[datetime]
+    keep_until: Mapped[datetime | None]
+
+
+class BulletinRow(Base):
+    """A bulletin (bản tin); what is said stands in its versions."""
+
+    __tablename__ = "bulletins"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    title: Mapped[str] = mapped_column(String(300))
+    title_folded: Mapped[str] = mapped_column(String(300), index=True)
+    klass: Mapped[BulletinClass] = mapped_column(Word(BulletinClass))
+    subject: Mapped[str | None]
+    valid_from: Mapped[datetime | None]
+    valid_to: Mapped[datetime | None]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class BulletinVersionRow(Base):
+    """One wording in one language (ISO 639-3). The approval is over `content_hash`: any change voids it."""
+
+    __tablename__ = "bulletin_versions"
+    __table_args__ = (UniqueConstraint("bulletin_id", "language", "number"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    bulletin_id: Mapped[str] = mapped_column(ForeignKey("bulletins.id"), index=True)
+    number: Mapped[int]
+    language: Mapped[str] = mapped_column(String(3))
+    media: Mapped[MediaKind] = mapped_column(Word(MediaKind))
+    text: Mapped[str | None] = mapped_column(Text)
+    voice: Mapped[str | None]
+    asset_sha256: Mapped[str | None] = mapped_column(ForeignKey("assets.sha256"))
+    content_hash: Mapped[str] = mapped_column(String(64))
+    state: Mapped[VersionState] = mapped_column(Word(VersionState))
+    approved_by: Mapped[str | None]
+    approved_at: Mapped[datetime | None]
+    approved_hash: Mapped[str | None] = mapped_column(String(64))
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class ProgrammeRow(Base):
+    """A programme (chương trình): ordered items rendered to one asset."""
+
+    __tablename__ = "programmes"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    title: Mapped[str] = mapped_column(String(300))
+    title_folded: Mapped[str] = mapped_column(String(300), index=True)
+    items: Mapped[list[Any]] = mapped_column(JSON)
+    """`{item_id, role, bulletin_id | asset_sha256, gain_db}` in order."""
+    asset_sha256: Mapped[str | None] = mapped_column(ForeignKey("assets.sha256"))
+    content_hash: Mapped[str | None] = mapped_column(String(64))
+    approved_by: Mapped[str | None]
+    approved_at: Mapped[datetime | None]
+    approved_hash: Mapped[str | None] = mapped_column(String(64))
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+class ScheduleRow(Base):
+    """What should sound: content, targets, rule. "From here on" ends one row and begins another of the same `series_id`."""
+
+    __tablename__ = "schedules"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    series_id: Mapped[str] = mapped_column(String(32), index=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[ScheduleKind] = mapped_column(Word(ScheduleKind))
+    klass: Mapped[BulletinClass] = mapped_column(Word(BulletinClass))
+    level: Mapped[int]
+    """Place on the ladder (`rules.Level`)."""
+    content_kind: Mapped[ContentKind] = mapped_column(Word(ContentKind))
+    content_id: Mapped[str] = mapped_column(String(32), index=True)
+    language: Mapped[str] = mapped_column(String(3), default="vie")
+    rule: Mapped[Json]
+    """`domain.recurrence.rule_to_dict`."""
+    length_ms: Mapped[int | None]
+    """Window of one occurrence: a relay lasts so long; None: as long as the content."""
+    max_wait_ms: Mapped[int] = mapped_column(default=0)
+    """How long a recorded item may wait for its turn."""
+    late: Mapped[Json] = mapped_column(default=dict)
+    """`rules.LatePolicy` as data."""
+    tie_order: Mapped[int] = mapped_column(default=0)
+    """The commune's order among equals of *ưu tiên*; lower goes first."""
+    gain_db: Mapped[float] = mapped_column(default=0.0)
+    required: Mapped[bool] = mapped_column(default=False)
+    state: Mapped[ScheduleState] = mapped_column(Word(ScheduleState), index=True)
+    starts_at: Mapped[datetime] = mapped_column(index=True)
+    """No occurrence begins before; the planner's index."""
+    ends_at: Mapped[datetime | None] = mapped_column(index=True)
+    """No occurrence begins at or after; None: open."""
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class ScheduleTargetRow(Base):
+    """Where a schedule sounds; `kind` is `domain.places.TargetKind`."""
+
+    __tablename__ = "schedule_targets"
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10), primary_key=True)
+    ref: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class ScheduleExceptionRow(Base):
+    """One occurrence that differs: `occurs_at` is the instant the rule gives."""
+
+    __tablename__ = "schedule_exceptions"
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
+    occurs_at: Mapped[datetime] = mapped_column(primary_key=True)
+    kind: Mapped[ExceptionKind] = mapped_column(Word(ExceptionKind))
+    moved_to: Mapped[datetime | None]
+    length_ms: Mapped[int | None]
+    cut_at: Mapped[datetime | None]
+    """CUT: it was stopped here while it sounded."""
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class ConflictRow(Base):
+    """Coming entries that will not sound as planned, with the way out that is proposed; never a silence nobody was told of."""
+
+    __tablename__ = "conflicts"
+    __table_args__ = (UniqueConstraint("schedule_id", "kind", "subject"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), index=True)
+    kind: Mapped[ConflictKind] = mapped_column(Word(ConflictKind))
+    subject: Mapped[str]
+    """The offer, feed or entry it is about."""
+    affects_from: Mapped[datetime]
+    facts: Mapped[Json]
+    """Winner, rule, `successor_id` proposed."""
+    opened_at: Mapped[datetime]
+    closed_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+# -- playout ----------------------------------------------------------------------------------------------------------
+
+
+class PlanBodyRow(Base):
+    """A packed body that the nodes of one target set share, by its hash."""
+
+    __tablename__ = "plan_bodies"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    digest: Mapped[str] = mapped_column(String(64))
+    """Digest of the domain plan (`domain.plan.digest`)."""
+    created_at: Mapped[datetime]
+
+
+class NodePlanRow(Base):
+    """The plan last published to a node, and what the node said of it."""
+
+    __tablename__ = "node_plans"
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(ForeignKey("plan_bodies.sha256"), index=True)
+    epoch: Mapped[int]
+    sequence: Mapped[int]
+    valid_from: Mapped[datetime]
+    valid_until: Mapped[datetime]
+    published_at: Mapped[datetime]
+    acknowledged_at: Mapped[datetime | None]
+
+
+class OutboxRow(Base):
+    """Something one node must acknowledge: sent again with back-off until it does or it expires."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (UniqueConstraint("node_id", "subject"), Index("ix_outbox_due", "state", "due_at"))
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), index=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"))
+    subject: Mapped[str]
+    """What it is: `plan`, `config`, or `order/{id}`; unique per node."""
+    body: Mapped[Json]
+    state: Mapped[OutboxState] = mapped_column(Word(OutboxState))
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+    acknowledged_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class BroadcastRow(Base):
+    """One occurrence as it was planned for a target set: what plays are judged against."""
+
+    __tablename__ = "broadcasts"
+    id: Mapped[str] = mapped_column(String(120), primary_key=True)
+    """The entry id: `{schedule_id}@{rule instant in ms}`."""
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), index=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    kind: Mapped[ScheduleKind] = mapped_column(Word(ScheduleKind))
+    klass: Mapped[BulletinClass] = mapped_column(Word(BulletinClass))
+    title: Mapped[str] = mapped_column(String(300))
+    starts_at: Mapped[datetime] = mapped_column(index=True)
+    ends_at: Mapped[datetime] = mapped_column(index=True)
+    feed_id: Mapped[str | None] = mapped_column(ForeignKey("feeds.id"))
+    asset_sha256: Mapped[str | None] = mapped_column(String(64))
+    approval: Mapped[str | None] = mapped_column(String(64))
+
+
+class PlayRow(Base):
+    """The play log: one planned segment on one cluster, and the verdict over it."""
+
+    __tablename__ = "plays"
+    __table_args__ = (
+        UniqueConstraint("node_id", "broadcast_id", "starts_at"),
+        Index("ix_plays_unit_start", "unit_id", "starts_at"),
+    )
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    broadcast_id: Mapped[str] = mapped_column(ForeignKey("broadcasts.id"), index=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"))
+    cluster_id: Mapped[str] = mapped_column(ForeignKey("clusters.id"), index=True)
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime] = mapped_column(index=True)
+    verdict: Mapped[Verdict] = mapped_column(Word(Verdict))
+    reason: Mapped[str | None]
+    heard_ms: Mapped[int] = mapped_column(default=0)
+    started_at: Mapped[datetime | None]
+    underruns: Mapped[int] = mapped_column(default=0)
+    judged_at: Mapped[datetime | None]
+
+
+class ReportRow(Base):
+    """A device's own log entry as it signed it; append-only, exactly once by its key."""
+
+    __tablename__ = "reports"
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    entry_id: Mapped[str] = mapped_column(String(120), index=True)
+    segment_start: Mapped[datetime]
+    received_at: Mapped[datetime]
+    body: Mapped[Json]
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class AlertRow(Base):
+    """An emergency in force for a unit (its verbs come with their issue; the set is published from the first day)."""
+
+    __tablename__ = "alerts"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    level: Mapped[int]
+    body: Mapped[Json]
+    issued_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    cancelled_at: Mapped[datetime | None]
+
+
+class StopAllRow(Base):
+    """The stop-all latch of a unit: in force until released."""
+
+    __tablename__ = "stop_alls"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    since: Mapped[datetime]
+    set_by: Mapped[str]
+    released_at: Mapped[datetime | None]
+    released_by: Mapped[str | None]
+
+
+class SequenceRow(Base):
+    """The last sequence number signed for a topic; numbers only rise."""
+
+    __tablename__ = "sequences"
+    name: Mapped[str] = mapped_column(String(160), primary_key=True)
+    value: Mapped[int]
+    content: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of the body that carries it: the same body is not given a new number."""
+
+
+class LeaseRow(Base):
+    """Who leads, until when, and the fencing epoch that rises with every change."""
+
+    __tablename__ = "leases"
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    holder: Mapped[str]
+    epoch: Mapped[int]
+    expires_at: Mapped[datetime]
+
+
+class JobRow(Base):
+    """What a named job of the alarm clock did last."""
+
+    __tablename__ = "jobs"
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    next_at: Mapped[datetime | None]
+    last_at: Mapped[datetime | None]
+    last_outcome: Mapped[str | None] = mapped_column(String(200))
+
+
+# -- people -----------------------------------------------------------------------------------------------------------
+
+
+class UserRow(Base):
+    """A person; the password's hash comes with the console."""
+
+    __tablename__ = "users"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    login: Mapped[str] = mapped_column(String(60), unique=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+
+class GrantRow(Base):
+    """A role over a subtree, dated."""
+
+    __tablename__ = "grants"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    role: Mapped[Role] = mapped_column(Word(Role))
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"))
+    valid_from: Mapped[datetime]
+    valid_to: Mapped[datetime | None]
+
+
+class TokenRow(Base):
+    """A bearer token, by the hash of its secret."""
+
+    __tablename__ = "tokens"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class AuditRow(Base):
+    """Who did what to what: append-only, each row chained to the one before by its hash."""
+
+    __tablename__ = "audit"
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(index=True)
+    actor: Mapped[str]
+    verb: Mapped[str] = mapped_column(String(60), index=True)
+    unit_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    subject: Mapped[str] = mapped_column(String(160), index=True)
+    detail: Mapped[Json]
+    previous_hash: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class IdempotencyRow(Base):
+    """The answer given to a request key, so that a repeated request does nothing twice."""
+
+    __tablename__ = "idempotency"
+    user_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    key: Mapped[str] = mapped_column(String(120), primary_key=True)
+    request_hash: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    body: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(index=True)

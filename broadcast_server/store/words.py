@@ -1,0 +1,113 @@
+"""The words that rows hold; shared by store, control and api so that none invents a synonym."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """Whose feed it is (tầng của nguồn tiếp âm)."""
+
+    NATIONAL = "national"
+    PROVINCE = "province"
+    DISTRICT = "district"
+    OTHER = "other"
+
+
+class FeedKind(StrEnum):
+    """How a feed reaches us."""
+
+    PULL = "pull"
+    PUSH = "push"
+
+
+class FeedState(StrEnum):
+    """What a feed is doing."""
+
+    UNKNOWN = "unknown"
+    CONNECTING = "connecting"
+    HEALTHY = "healthy"
+    STALLED = "stalled"
+    DEAD = "dead"
+    IDLE = "idle"
+
+
+class MediaKind(StrEnum):
+    """What a bulletin version is made of."""
+
+    TEXT = "text"
+    AUDIO = "audio"
+
+
+class VersionState(StrEnum):
+    """Life of a bulletin version; approval is over the content hash."""
+
+    DRAFT = "draft"
+    APPROVED = "approved"
+    RECALLED = "recalled"
+
+
+class ContentKind(StrEnum):
+    """What a schedule sounds."""
+
+    BULLETIN = "bulletin"
+    PROGRAMME = "programme"
+    FEED = "feed"
+
+
+class ScheduleKind(StrEnum):
+    """Why it sounds: the broadcast's kind in reports."""
+
+    ANNOUNCEMENT = "announcement"
+    PLAY_NOW = "play_now"
+    RELAY = "relay"
+    LIVE = "live"
+    EMERGENCY = "emergency"
+
+
+class ScheduleState(StrEnum):
+    """Whether it is in force."""
+
+    ACTIVE = "active"
+    CANCELLED = "cancelled"
+
+
+class ExceptionKind(StrEnum):
+    """How one occurrence differs from its schedule."""
+
+    CANCELLED = "cancelled"
+    MOVED = "moved"
+    CUT = "cut"
+
+
+class ConflictKind(StrEnum):
+    """What is in the way of coming entries."""
+
+    OFFER_EXPIRES = "offer_expires"
+    OFFER_WITHDRAWN = "offer_withdrawn"
+    FEED_REVOKED = "feed_revoked"
+    FEED_DEAD = "feed_dead"
+    ENTRY_DROPPED = "entry_dropped"
+    APPROVAL_VOID = "approval_void"
+    PLAN_TOO_LARGE = "plan_too_large"
+
+
+class OutboxState(StrEnum):
+    """Life of something a node must acknowledge."""
+
+    PENDING = "pending"
+    SENT = "sent"
+    ACKNOWLEDGED = "acknowledged"
+    EXPIRED = "expired"
+
+
+class Role(StrEnum):
+    """Who somebody is at a place (domain.md's matrix); what a role may do stands in `control.access`."""
+
+    ADMIN = "admin"
+    PROVINCE_EDITOR = "province_editor"
+    COMMUNE_HEAD = "commune_head"
+    BROADCASTER = "broadcaster"
+    TECHNICIAN = "technician"
+    INSPECTOR = "inspector"
+    FEED_PUSHER = "feed_pusher"
