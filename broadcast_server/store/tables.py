@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from broadcast_server.domain.proof import Verdict
@@ -76,6 +76,7 @@ class UnitRow(Base):
     name: Mapped[str]
     name_folded: Mapped[str] = mapped_column(String(120), index=True)
     created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
 
 
 class UnitLinkRow(Base):
@@ -97,6 +98,7 @@ class PolicyRow(Base):
     body: Mapped[Json]
     """`domain.policy.policy_to_dict`."""
     updated_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
 
 
 class GroupRow(Base):
@@ -107,6 +109,7 @@ class GroupRow(Base):
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     name: Mapped[str]
     created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
 
 
 class GroupMemberRow(Base):
@@ -143,10 +146,20 @@ class NodeRow(Base):
     """The networked controller that drives a cluster; a repair swaps it, the cluster stays."""
 
     __tablename__ = "nodes"
+    __table_args__ = (
+        # One life at a time for a device key: a retired node's box may be enrolled again, its old row keeps its evidence.
+        Index(
+            "uq_nodes_public_key_live",
+            "public_key",
+            unique=True,
+            sqlite_where=text("retired_at IS NULL"),
+            postgresql_where=text("retired_at IS NULL"),
+        ),
+    )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     cluster_id: Mapped[str] = mapped_column(ForeignKey("clusters.id"), index=True)
-    public_key: Mapped[str] = mapped_column(String(64), unique=True)
+    public_key: Mapped[str] = mapped_column(String(64), index=True)
     hardware: Mapped[str]
     firmware: Mapped[str]
     broker_password_line: Mapped[str] = mapped_column(String(300))
@@ -570,6 +583,15 @@ class LeaseRow(Base):
     holder: Mapped[str]
     epoch: Mapped[int]
     expires_at: Mapped[datetime]
+
+
+class FactRow(Base):
+    """What the engine room tells the front doors: broker address, root public key, public URL."""
+
+    __tablename__ = "facts"
+    name: Mapped[str] = mapped_column(String(60), primary_key=True)
+    value: Mapped[Json]
+    updated_at: Mapped[datetime]
 
 
 class JobRow(Base):

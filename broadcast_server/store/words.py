@@ -106,8 +106,11 @@ class Role(StrEnum):
 
     ADMIN = "admin"
     PROVINCE_EDITOR = "province_editor"
+    PRODUCER = "producer"
+    LEADER = "leader"
     COMMUNE_HEAD = "commune_head"
     BROADCASTER = "broadcaster"
+    HAMLET_HEAD = "hamlet_head"
     TECHNICIAN = "technician"
     INSPECTOR = "inspector"
     FEED_PUSHER = "feed_pusher"
