@@ -110,6 +110,15 @@ def kind_of(contender: Contender) -> Kind:
     return Kind.PROGRAMME if contender.level >= Level.PROGRAMME else Kind.NORMAL
 
 
+ORDERED_BY_COMMUNE: Final[Mapping[Kind, Level]] = MappingProxyType({Kind.PRIORITY: Level.PRIORITY_UPPER})
+"""Kinds whose members are peers on one rung whoever sent them, so that the commune's order decides between them."""
+
+
+def rung_of(contender: Contender) -> int:
+    """The rung a contender queues on: its level, or the one rung of its kind where the commune orders."""
+    return ORDERED_BY_COMMUNE.get(kind_of(contender), contender.level)
+
+
 class Act(enum.StrEnum):
     """What a new item does to the one that sounds."""
 
@@ -134,7 +143,7 @@ BOUNDARY_WAIT_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """How long what sounds keeps the air: `within_ms` at most (None: to its end), less if `at_item`: to its next item."""
+    """How long what sounds keeps the air: `within_ms` at most (None: to its end); to its next item if `at_item`."""
 
     within_ms: int | None
     at_item: bool = False
