@@ -294,6 +294,8 @@ class AssetRow(Base):
     """`{item_id, role, at_ms, duration_ms}` of a rendered programme."""
     created_at: Mapped[datetime]
     keep_until: Mapped[datetime | None]
+    collected_at: Mapped[datetime | None]
+    """When retention took the file; the row stays, because the play log names it."""
 
 
 class BulletinRow(Base):

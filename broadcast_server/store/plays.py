@@ -1,0 +1,198 @@
+"""The play log as rows: reading it, page by page, and counting the proof of a broadcast.
+
+Read only: plays are written by the playout's inbox and nobody edits them. A page goes backwards in time; its cursor is
+the (start, id) of the last row seen, so rows that arrive meanwhile neither repeat nor hide others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
+
+from broadcast_server.domain.errors import NotFound
+from broadcast_server.domain.proof import Verdict
+from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow
+from broadcast_server.store.words import ScheduleKind
+from speaker_protocol.rules import BulletinClass
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """A line of the play log (nhật ký phát)."""
+
+    id: str
+    broadcast_id: str
+    schedule_id: str
+    kind: ScheduleKind
+    klass: BulletinClass
+    title: str
+    unit_id: str
+    cluster_id: str
+    cluster_code: str
+    cluster_name: str
+    node_id: str
+    starts_at: datetime
+    ends_at: datetime
+    verdict: Verdict
+    reason: str | None
+    heard_ms: int
+    started_at: datetime | None
+    underruns: int
+    feed_id: str | None
+    asset_sha256: str | None
+    approval: str | None
+    judged_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What is known of one broadcast. `coverage`: heard time over planned time, 0 to 1, over all its nodes."""
+
+    broadcast_id: str
+    schedule_id: str
+    unit_id: str
+    kind: ScheduleKind
+    klass: BulletinClass
+    title: str
+    starts_at: datetime
+    ends_at: datetime
+    feed_id: str | None
+    asset_sha256: str | None
+    approval: str | None
+    nodes_planned: int
+    nodes_heard: int
+    verdicts: dict[str, int]
+    coverage: float
+    underruns: int
+    open: int
+    """Lines not judged yet."""
+
+
+def list_plays(
+    session: Session,
+    unit_ids: Collection[str] | None,
+    *,
+    cluster_id: str | None = None,
+    broadcast_id: str | None = None,
+    schedule_id: str | None = None,
+    verdict: Verdict | None = None,
+    starts_from: datetime | None = None,
+    starts_before: datetime | None = None,
+    after: tuple[datetime, str] | None = None,
+    limit: int,
+) -> list[Play]:
+    """Latest first, starts in `[starts_from, starts_before)`; `unit_ids` None: of every place."""
+    query = (
+        select(PlayRow, BroadcastRow, ClusterRow.code, ClusterRow.name)
+        .join(BroadcastRow, BroadcastRow.id == PlayRow.broadcast_id)
+        .join(ClusterRow, ClusterRow.id == PlayRow.cluster_id)
+        .order_by(PlayRow.starts_at.desc(), PlayRow.id.desc())
+        .limit(limit)
+    )
+    if unit_ids is not None:
+        query = query.where(PlayRow.unit_id.in_(unit_ids))
+    if cluster_id is not None:
+        query = query.where(PlayRow.cluster_id == cluster_id)
+    if broadcast_id is not None:
+        query = query.where(PlayRow.broadcast_id == broadcast_id)
+    if schedule_id is not None:
+        query = query.where(BroadcastRow.schedule_id == schedule_id)
+    if verdict is not None:
+        query = query.where(PlayRow.verdict == verdict)
+    if starts_from is not None:
+        query = query.where(PlayRow.starts_at >= starts_from)
+    if starts_before is not None:
+        query = query.where(PlayRow.starts_at < starts_before)
+    if after is not None:
+        starts_at, play_id = after
+        query = query.where(
+            or_(PlayRow.starts_at < starts_at, and_(PlayRow.starts_at == starts_at, PlayRow.id < play_id))
+        )
+    return [
+        Play(
+            id=play.id,
+            broadcast_id=play.broadcast_id,
+            schedule_id=broadcast.schedule_id,
+            kind=broadcast.kind,
+            klass=broadcast.klass,
+            title=broadcast.title,
+            unit_id=play.unit_id,
+            cluster_id=play.cluster_id,
+            cluster_code=code,
+            cluster_name=name,
+            node_id=play.node_id,
+            starts_at=play.starts_at,
+            ends_at=play.ends_at,
+            verdict=play.verdict,
+            reason=play.reason,
+            heard_ms=play.heard_ms,
+            started_at=play.started_at,
+            underruns=play.underruns,
+            feed_id=broadcast.feed_id,
+            asset_sha256=broadcast.asset_sha256,
+            approval=broadcast.approval,
+            judged_at=play.judged_at,
+        )
+        for play, broadcast, code, name in session.execute(query)
+    ]
+
+
+def broadcast(session: Session, broadcast_id: str) -> BroadcastRow:
+    """Raises `NotFound`."""
+    row = session.get(BroadcastRow, broadcast_id)
+    if row is None:
+        raise NotFound("unknown_broadcast", broadcast=broadcast_id)
+    return row
+
+
+def proof_of(session: Session, broadcast_id: str, unit_ids: Collection[str] | None = None) -> Proof:
+    """The counts of one broadcast, of the clusters of `unit_ids` only if given. Raises `NotFound`."""
+    row = broadcast(session, broadcast_id)
+    query = select(
+        PlayRow.node_id,
+        PlayRow.starts_at,
+        PlayRow.ends_at,
+        PlayRow.verdict,
+        PlayRow.heard_ms,
+        PlayRow.underruns,
+        PlayRow.judged_at,
+    ).where(PlayRow.broadcast_id == broadcast_id)
+    if unit_ids is not None:
+        query = query.where(PlayRow.unit_id.in_(unit_ids))
+    planned_nodes, heard_nodes = set(), set()
+    verdicts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
+    planned_ms = heard_ms = underruns = open_lines = 0
+    for line in session.execute(query):
+        line_ms = round((line.ends_at - line.starts_at).total_seconds() * 1000)
+        planned_nodes.add(line.node_id)
+        if line.heard_ms > 0:
+            heard_nodes.add(line.node_id)
+        verdicts[line.verdict.value] += 1
+        planned_ms += line_ms
+        heard_ms += min(line.heard_ms, line_ms)
+        underruns += line.underruns
+        open_lines += line.judged_at is None
+    return Proof(
+        broadcast_id=row.id,
+        schedule_id=row.schedule_id,
+        unit_id=row.unit_id,
+        kind=row.kind,
+        klass=row.klass,
+        title=row.title,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        feed_id=row.feed_id,
+        asset_sha256=row.asset_sha256,
+        approval=row.approval,
+        nodes_planned=len(planned_nodes),
+        nodes_heard=len(heard_nodes),
+        verdicts=dict(verdicts),
+        coverage=round(heard_ms / planned_ms, 4) if planned_ms else 0.0,
+        underruns=underruns,
+        open=open_lines,
+    )
