@@ -1,0 +1,168 @@
+"""Who may do what where: role × subtree of the dated tree, asked once per verb, denied unless a grant says yes.
+
+A maintainer must not break: (1) every verb of `control` calls `authorize` inside its transaction; there is no second way;
+(2) `MAY` is the whole truth of roles; nobody compares a role's name elsewhere; (3) a grant reaches down the tree as it stands at
+that instant, so moving a place moves who may touch it; (4) an administrator keeps the register and may not broadcast.
+
+Source: `docs/glossary.md` (roles); Nghị định 49/2024 (the commune runs its station); Thông tư 39/2020 (classes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from broadcast_server.domain.errors import Refused
+from broadcast_server.store import people, places
+from broadcast_server.store.session import Session
+from broadcast_server.store.words import Role
+
+
+class Action(StrEnum):
+    """What can be permitted. A verb asks for exactly one; the words are stored in audit rows and shown in refusals."""
+
+    READ = "read"  # see places, clusters, nodes, feeds, bulletins, schedules
+    PLACE_EDIT = "place_edit"
+    POLICY_EDIT = "policy_edit"
+    CLUSTER_EDIT = "cluster_edit"
+    VOLUME_SET = "volume_set"
+    NODE_ENROL = "node_enrol"
+    NODE_RETIRE = "node_retire"
+    NODE_ORDER = "node_order"  # identify, test tone
+    FEED_OWN = "feed_own"  # add, rotate, revoke, name a successor
+    FEED_OFFER = "feed_offer"
+    OBLIGE = "oblige"
+    BULLETIN_WRITE = "bulletin_write"
+    BULLETIN_APPROVE = "bulletin_approve"
+    PROGRAMME_WRITE = "programme_write"
+    PROGRAMME_APPROVE = "programme_approve"
+    SCHEDULE = "schedule"
+    SCHEDULE_PRIORITY = "schedule_priority"  # place what is ưu tiên
+    PLAY_NOW = "play_now"
+    LIVE = "live"
+    EMERGENCY_PROPOSE = "emergency_propose"
+    EMERGENCY_LAUNCH = "emergency_launch"
+    STOP = "stop"
+    STOP_ALL = "stop_all"
+    LOG_READ = "log_read"
+    AUDIT_READ = "audit_read"
+    PEOPLE_EDIT = "people_edit"
+
+
+_MAKE: Final = {Action.READ, Action.BULLETIN_WRITE, Action.PROGRAMME_WRITE, Action.LOG_READ}
+_AIR: Final = {Action.SCHEDULE, Action.PLAY_NOW, Action.STOP}
+_APPROVE: Final = {Action.BULLETIN_APPROVE, Action.PROGRAMME_APPROVE, Action.SCHEDULE_PRIORITY}
+_DEVICES: Final = {
+    Action.READ,
+    Action.CLUSTER_EDIT,
+    Action.VOLUME_SET,
+    Action.NODE_ENROL,
+    Action.NODE_RETIRE,
+    Action.NODE_ORDER,
+}
+
+MAY: Final[dict[Role, frozenset[Action]]] = {
+    # keeps the register of places, devices, feeds and people; never on the air
+    Role.ADMIN: frozenset(
+        _DEVICES
+        | {Action.PLACE_EDIT, Action.POLICY_EDIT, Action.FEED_OWN, Action.FEED_OFFER}
+        | {Action.PEOPLE_EDIT, Action.LOG_READ, Action.AUDIT_READ}
+    ),
+    # Sở VHTT(DL), ban biên tập tỉnh
+    Role.PROVINCE_EDITOR: frozenset(
+        _MAKE
+        | _AIR
+        | _APPROVE
+        | {Action.FEED_OWN, Action.FEED_OFFER, Action.OBLIGE, Action.LIVE, Action.STOP_ALL}
+        | {Action.EMERGENCY_PROPOSE, Action.EMERGENCY_LAUNCH}
+    ),
+    # trung tâm truyền thông, ex-district producer: makes and offers, does not approve
+    Role.PRODUCER: frozenset(_MAKE | {Action.FEED_OWN, Action.FEED_OFFER}),
+    # chủ tịch, phó chủ tịch UBND xã; ban chỉ huy phòng thủ dân sự
+    Role.LEADER: frozenset(
+        _APPROVE
+        | {Action.READ, Action.LIVE, Action.STOP, Action.STOP_ALL, Action.POLICY_EDIT, Action.LOG_READ}
+        | {Action.EMERGENCY_PROPOSE, Action.EMERGENCY_LAUNCH, Action.AUDIT_READ}
+    ),
+    # trưởng đài, công chức VH-XH
+    Role.COMMUNE_HEAD: frozenset(
+        _MAKE
+        | _AIR
+        | _APPROVE
+        | _DEVICES
+        | {Action.LIVE, Action.STOP_ALL, Action.POLICY_EDIT, Action.EMERGENCY_PROPOSE, Action.PEOPLE_EDIT}
+        | {Action.FEED_OWN, Action.FEED_OFFER, Action.PLACE_EDIT}
+    ),
+    # biên tập viên, phát thanh viên xã
+    Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE, Action.NODE_ORDER}),
+    # trưởng thôn, tổ trưởng tổ dân phố: own hamlet only, by a dated grant
+    Role.HAMLET_HEAD: frozenset({Action.READ, Action.BULLETIN_WRITE, Action.LIVE, Action.STOP, Action.LOG_READ}),
+    Role.TECHNICIAN: frozenset(_DEVICES),
+    # thanh tra, lãnh đạo xem
+    Role.INSPECTOR: frozenset({Action.READ, Action.LOG_READ, Action.AUDIT_READ}),
+    # a station that only pushes its feed: sees it, nothing else
+    Role.FEED_PUSHER: frozenset({Action.READ}),
+}
+"""The matrix. What is not here is refused."""
+
+MAY_GRANT: Final[dict[Role, frozenset[Role]]] = {
+    Role.ADMIN: frozenset(Role),
+    Role.COMMUNE_HEAD: frozenset(
+        {Role.BROADCASTER, Role.HAMLET_HEAD, Role.TECHNICIAN, Role.INSPECTOR, Role.FEED_PUSHER}
+    ),
+}
+"""Which roles a holder of PEOPLE_EDIT may hand out, within the own subtree; nobody grants to oneself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts. `everywhere`: the command line of the machine itself, which no grant limits."""
+
+    user_id: str
+    login: str
+    everywhere: bool = False
+
+
+OPERATOR: Final = Actor("operator", "operator", everywhere=True)
+"""Whoever may start the program on its machine."""
+
+
+def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> None:
+    """Return if `actor` may do `action` at the unit at this instant.
+
+    Raises `NotFound("unit_not_found")` for an unknown unit and `Refused("not_permitted")` otherwise.
+    """
+    path = places.path_of(session, unit_id, places.local_date(at))
+    if actor.everywhere:
+        return
+    for role, granted_at in people.grants_at(session, actor.user_id, at):
+        if granted_at in path and action in MAY[role]:
+            return
+    raise Refused("not_permitted", action=action.value, unit=unit_id)
+
+
+def may(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> bool:
+    """Whether `authorize` would return; for what is shown rather than done."""
+    try:
+        authorize(session, actor, action, unit_id, at=at)
+    except Refused:
+        return False
+    return True
+
+
+def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> frozenset[str] | None:
+    """Units at whose subtrees the actor may do `action`: the roots for `places.subtree_query`. None: everywhere."""
+    if actor.everywhere:
+        return None
+    return frozenset(unit_id for role, unit_id in people.grants_at(session, actor.user_id, at) if action in MAY[role])
+
+
+def actor_of_token(session: Session, secret: str, now: datetime) -> Actor:
+    """Whose bearer token this is. Raises `Refused("token_unknown")`, whatever is wrong with it."""
+    found = people.user_of_token(session, secret, now)
+    if found is None:
+        raise Refused("token_unknown")
+    user, _ = found
+    return Actor(user.id, user.login)

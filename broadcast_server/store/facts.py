@@ -1,0 +1,46 @@
+"""What the engine room tells the front doors, which may not ask it: broker address, root public key, public URL.
+
+Written at start by whoever builds the process; read in the same transaction as what depends on it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+from broadcast_server.domain.errors import Unavailable
+from broadcast_server.store.tables import FactRow
+
+BROKER: Final = "broker"
+"""`{host, port, tls, ca_pem | None}`: where nodes connect."""
+ROOT_PUBLIC_KEY: Final = "root_public_key"
+"""`{hex}`: what a node is enrolled with."""
+PUBLIC_URL: Final = "public_url"
+"""`{url}`: the HTTP origin as nodes and people reach it, without a slash at the end."""
+INGEST: Final = "ingest"
+"""`{host, port}`: where stations push."""
+
+
+def put(session: Session, name: str, value: dict[str, Any], *, now: datetime) -> None:
+    """Tell a fact; the same name again replaces it."""
+    row = session.get(FactRow, name)
+    if row is None:
+        session.add(FactRow(name=name, value=value, updated_at=now))
+    else:
+        row.value, row.updated_at = value, now
+
+
+def find(session: Session, name: str) -> dict[str, Any] | None:
+    """The fact, if it was told."""
+    row = session.get(FactRow, name)
+    return None if row is None else row.value
+
+
+def get(session: Session, name: str) -> dict[str, Any]:
+    """The fact. Raises `Unavailable("fact_unknown")` before the engine room first told it."""
+    value = find(session, name)
+    if value is None:
+        raise Unavailable("fact_unknown", name=name)
+    return value
