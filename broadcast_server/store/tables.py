@@ -310,6 +310,8 @@ class BulletinRow(Base):
     subject: Mapped[str | None]
     valid_from: Mapped[datetime | None]
     valid_to: Mapped[datetime | None]
+    key: Mapped[str | None] = mapped_column(String(120), index=True)
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
@@ -352,6 +354,8 @@ class ProgrammeRow(Base):
     approved_by: Mapped[str | None]
     approved_at: Mapped[datetime | None]
     approved_hash: Mapped[str | None] = mapped_column(String(64))
+    key: Mapped[str | None] = mapped_column(String(120), index=True)
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
@@ -392,6 +396,8 @@ class ScheduleRow(Base):
     """No occurrence begins before; the planner's index."""
     ends_at: Mapped[datetime | None] = mapped_column(index=True)
     """No occurrence begins at or after; None: open."""
+    key: Mapped[str | None] = mapped_column(String(120), index=True)
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)

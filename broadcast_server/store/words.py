@@ -83,12 +83,15 @@ class ExceptionKind(StrEnum):
 class ConflictKind(StrEnum):
     """What is in the way of coming entries."""
 
+    NOT_OFFERED = "not_offered"
     OFFER_EXPIRES = "offer_expires"
     OFFER_WITHDRAWN = "offer_withdrawn"
     FEED_REVOKED = "feed_revoked"
     FEED_DEAD = "feed_dead"
     ENTRY_DROPPED = "entry_dropped"
     APPROVAL_VOID = "approval_void"
+    ASSET_MISSING = "asset_missing"
+    CONTENT_EXPIRED = "content_expired"
     PLAN_TOO_LARGE = "plan_too_large"
 
 
