@@ -1,10 +1,10 @@
 """Sound of somebody else, as PCM: pulled from an HTTP or HLS address, or pushed to us by a station's source client.
 
-A maintainer must not break: (1) a feed never raises to its listener; whatever the far side does becomes a state with a
-reason and, after a jittered wait, another attempt; (2) the format is taken from the Content-Type *and* must be borne out
-by the first bytes, and ffmpeg is told it, never left to guess; ffmpeg has no network, bytes reach it through its stdin;
+A maintainer must not break: (1) a feed never raises to its listener; whatever the far side does becomes a state with
+a reason and, after a jittered wait, another attempt; (2) the format is taken from the Content-Type *and* must be borne
+out by the first bytes, and ffmpeg is told it, never left to guess; ffmpeg has no network, bytes reach it on its stdin;
 (3) nothing here paces: back-pressure from the listener reaches the sender through bounded buffers, and a source that
-nobody listens to is emptied by whoever holds its socket; (4) one feed is one decoder child: a bad feed cannot touch another.
+nobody listens to is emptied by whoever holds its socket; (4) one feed is one decoder child: no feed can touch another.
 
 Source: RFC 8216 (HLS) for the playlist; RFC 3533 (Ogg pages); ISO 11172-3 and 14496-3 for frame headers.
 """
@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 from urllib.parse import urljoin
 
-from broadcast_server.audio.ffmpeg import Ffmpeg
+from broadcast_server.audio.ffmpeg import LIVE, Sandbox, StreamFormat, decode_stream_argv
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.domain.errors import BroadcastError, Invalid, Refused, Unavailable
 from broadcast_server.fetch import Fetcher, media_type, parse_target
@@ -66,7 +66,7 @@ class FrameSource(Protocol):
         ...
 
     def blocks(self) -> AsyncGenerator[bytes, None]:
-        """PCM (48 kHz, mono, s16le) in blocks of any whole number of samples, as it becomes known; never ends by itself.
+        """PCM (48 kHz, mono, s16le) in blocks of any whole number of samples, as it comes; never ends by itself.
 
         Close it with `aclose`. A listener that does not ask holds the sender back.
         """
@@ -90,6 +90,9 @@ class FeedLimits:
     """The back-off starts anew only after so long a healthy time."""
     playlist_bytes: int = 64 * 1024
     segment_bytes: int = 8 * 1024 * 1024
+
+
+USUAL_LIMITS: Final = FeedLimits()
 
 
 DEAD_AT_ONCE: Final = frozenset(
@@ -116,26 +119,16 @@ DEAD_AT_ONCE: Final = frozenset(
 # ---------------------------------------------------------------------------------------------------------- formats
 
 
-class Format(StrEnum):
-    """What ffmpeg is told its input is; the values are its demuxers."""
-
-    MP3 = "mp3"
-    AAC = "aac"
-    OGG = "ogg"
-    MPEGTS = "mpegts"
-    MP4 = "mp4"
-
-
-FORMATS: Final[Mapping[str, Format]] = {
-    "audio/mpeg": Format.MP3,
-    "audio/mp3": Format.MP3,
-    "audio/x-mpeg": Format.MP3,
-    "audio/aac": Format.AAC,
-    "audio/aacp": Format.AAC,
-    "audio/x-aac": Format.AAC,
-    "audio/ogg": Format.OGG,
-    "application/ogg": Format.OGG,
-    "video/ogg": Format.OGG,
+FORMATS: Final[Mapping[str, StreamFormat]] = {
+    "audio/mpeg": StreamFormat.MP3,
+    "audio/mp3": StreamFormat.MP3,
+    "audio/x-mpeg": StreamFormat.MP3,
+    "audio/aac": StreamFormat.AAC,
+    "audio/aacp": StreamFormat.AAC,
+    "audio/x-aac": StreamFormat.AAC,
+    "audio/ogg": StreamFormat.OGG,
+    "application/ogg": StreamFormat.OGG,
+    "video/ogg": StreamFormat.OGG,
 }
 HLS_TYPES: Final = frozenset(
     {"application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl"}
@@ -143,7 +136,7 @@ HLS_TYPES: Final = frozenset(
 SNIFF_BYTES: Final = 16 * 1024
 
 
-def format_of(content_type: str) -> Format:
+def format_of(content_type: str) -> StreamFormat:
     """The format a media type names. Raises `Refused("content_type")`."""
     found = FORMATS.get(media_type(content_type))
     if found is None:
@@ -151,22 +144,20 @@ def format_of(content_type: str) -> Format:
     return found
 
 
-def sniff(head: bytes) -> Format | None:
+def sniff(head: bytes) -> StreamFormat | None:
     """What the first bytes are, None while they may still become something (or are nothing we know).
 
-    Icecast lets a listener in between two frames, so MPEG audio is believed after two frame headers in a row that agree.
+    Icecast lets a listener in between two frames, so MPEG audio is believed after two frame headers that agree.
     """
     if head.startswith(b"OggS"):
-        return Format.OGG
-    if head[4:8] in {b"ftyp", b"styp", b"moof", b"moov", b"sidx"}:
-        return Format.MP4
+        return StreamFormat.OGG
     if head[:1] == b"\x47" and len(head) > 376 and head[188] == head[376] == 0x47:
-        return Format.MPEGTS
+        return StreamFormat.MPEGTS
     at = _after_id3(head)
     if at is None:
         return None
     while (at := head.find(b"\xff", at)) >= 0 and at + 4 <= len(head):
-        for fmt, length_of in ((Format.MP3, _mp3_frame_bytes), (Format.AAC, _adts_frame_bytes)):
+        for fmt, length_of in ((StreamFormat.MP3, _mp3_frame_bytes), (StreamFormat.AAC, _adts_frame_bytes)):
             length = length_of(head, at)
             follow = length_of(head, at + length) if length else 0
             if length and follow and head[at + 1] == head[at + length + 1]:
@@ -315,14 +306,14 @@ class _Feed:
         self,
         feed_id: str,
         *,
-        ffmpeg: Ffmpeg,
+        sandbox: Sandbox,
         clock: Clock,
         chance: Chance,
         limits: FeedLimits,
         on_state: OnState | None,
     ) -> None:
         self.feed_id = feed_id
-        self._ffmpeg, self._clock, self._limits = ffmpeg, clock, limits
+        self._sandbox, self._clock, self._limits = sandbox, clock, limits
         self._backoff = Backoff(chance, first_s=limits.retry_first_s, longest_s=limits.retry_longest_s)
         self._on_state = on_state
         self._status = FeedStatus(FeedState.CONNECTING, None, clock.now())
@@ -366,10 +357,11 @@ class _Feed:
         self._enter(FeedState.DEAD if is_dead else FeedState.STALLED, reason)
         log.warning("feed.failed", feed_id=self.feed_id, reason=reason, state=self._status.state.value)
 
-    async def _decode(self, fmt: Format, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _decode(self, fmt: StreamFormat, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """PCM of `chunks` by a child of its own. Ends when they end; raises what they raise, or `undecodable`."""
-        argv = self._ffmpeg.decode_stream_argv(fmt.value, live=True)
-        async with Child(argv, name=f"feed.decode[{self.feed_id}]", keep_stdin=True, grace_s=0.5) as child:
+        argv = decode_stream_argv(fmt, live=True)
+        name = f"feed.decode[{self.feed_id}]"
+        async with self._sandbox.child(argv, name=name, limits=LIVE, keep_stdin=True) as child:
             meter = _Meter()
             pump = asyncio.create_task(_pump(chunks, child, meter), name=f"feed.pump[{self.feed_id}]")
             heard, odd = False, b""
@@ -400,14 +392,14 @@ class _Feed:
                 raise Unavailable("undecodable")
 
     async def _sniffed(
-        self, chunks: AsyncIterator[bytes], declared: Format | None
-    ) -> tuple[Format, AsyncGenerator[bytes, None]]:
+        self, chunks: AsyncIterator[bytes], declared: StreamFormat | None
+    ) -> tuple[StreamFormat, AsyncGenerator[bytes, None]]:
         """The format that the declaration and the first bytes agree on, and all the bytes, those included.
 
-        Raises `Refused("content_type")` when they contradict each other, `Unavailable("undecodable")` for what is no sound.
+        Raises `Refused("content_type")` when they contradict each other, `Unavailable("undecodable")` for no sound.
         """
         head = b""
-        found: Format | None = None
+        found: StreamFormat | None = None
         while found is None and len(head) < SNIFF_BYTES:
             chunk = await anext(chunks, None)
             if chunk is None:
@@ -455,13 +447,13 @@ class PullFeed(_Feed):
         url: str,
         *,
         fetcher: Fetcher,
-        ffmpeg: Ffmpeg,
+        sandbox: Sandbox,
         clock: Clock,
         chance: Chance,
-        limits: FeedLimits = FeedLimits(),
+        limits: FeedLimits = USUAL_LIMITS,
         on_state: OnState | None = None,
     ) -> None:
-        super().__init__(feed_id, ffmpeg=ffmpeg, clock=clock, chance=chance, limits=limits, on_state=on_state)
+        super().__init__(feed_id, sandbox=sandbox, clock=clock, chance=chance, limits=limits, on_state=on_state)
         self._url, self._fetcher = url, fetcher
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
@@ -481,17 +473,22 @@ class PullFeed(_Feed):
         async with self._fetcher.open_stream(self._url, accept=frozenset(FORMATS) | HLS_TYPES) as response:
             if response.content_type not in HLS_TYPES:
                 declared = format_of(response.content_type)
-                async with contextlib.aclosing(self._counted(response.chunks())) as chunks:
-                    async with contextlib.aclosing(self._sound(chunks, declared)) as blocks:
-                        async for block in blocks:
-                            yield block
+                async with (
+                    contextlib.aclosing(response.chunks()) as chunks,
+                    contextlib.aclosing(self._counted(chunks)) as counted,
+                    contextlib.aclosing(self._sound(counted, declared)) as blocks,
+                ):
+                    async for block in blocks:
+                        yield block
                 return
-        async with contextlib.aclosing(self._hls_chunks(response.url)) as chunks:
-            async with contextlib.aclosing(self._sound(chunks, None)) as blocks:
-                async for block in blocks:
-                    yield block
+        async with (
+            contextlib.aclosing(self._hls_chunks(response.url)) as chunks,
+            contextlib.aclosing(self._sound(chunks, None)) as blocks,
+        ):
+            async for block in blocks:
+                yield block
 
-    async def _sound(self, chunks: AsyncIterator[bytes], declared: Format | None) -> AsyncGenerator[bytes, None]:
+    async def _sound(self, chunks: AsyncIterator[bytes], declared: StreamFormat | None) -> AsyncGenerator[bytes, None]:
         fmt, whole = await self._sniffed(chunks, declared)
         async with contextlib.aclosing(whole), contextlib.aclosing(self._decode(fmt, whole)) as blocks:
             async for block in blocks:
@@ -600,10 +597,10 @@ class PushConnection:
         self._size = 0
         self._heard = False
         self._changed = asyncio.Event()
-        self._ogg = OggHeaders() if self.format is Format.OGG else None
+        self._ogg = OggHeaders() if self.format is StreamFormat.OGG else None
 
     async def write(self, chunk: bytes) -> None:
-        """Take bytes. With a listener this waits while it is behind; without one the oldest bytes fall out of the ring."""
+        """Take bytes. With a listener this waits while it is behind; without one the oldest fall out of the ring."""
         self.bytes_in += len(chunk)
         if self._ogg is not None:
             self._ogg.pass_by(chunk)
@@ -659,13 +656,13 @@ class PushFeed(_Feed):
         self,
         feed_id: str,
         *,
-        ffmpeg: Ffmpeg,
+        sandbox: Sandbox,
         clock: Clock,
         chance: Chance,
-        limits: FeedLimits = FeedLimits(),
+        limits: FeedLimits = USUAL_LIMITS,
         on_state: OnState | None = None,
     ) -> None:
-        super().__init__(feed_id, ffmpeg=ffmpeg, clock=clock, chance=chance, limits=limits, on_state=on_state)
+        super().__init__(feed_id, sandbox=sandbox, clock=clock, chance=chance, limits=limits, on_state=on_state)
         self._connection: PushConnection | None = None
         self._attached = asyncio.Event()
         self._listening = asyncio.Lock()

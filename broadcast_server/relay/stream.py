@@ -1,0 +1,327 @@
+"""One live stream: PCM of a feed in, signed Opus batches and a signed, leased head out on the bus.
+
+A maintainer must not break: (1) the head is out, acknowledged, before the first batch, and is renewed every 3 s under a
+lease of 10 s: a dead process falls silent by itself; (2) the stream's key is made here, for this run alone, and never
+leaves it; the server's key signs only heads; (3) media index, not arrival, says when a sample sounds (`pacing`);
+(4) encoding goes through the executor a whole batch at once, publishing never waits: late audio is worth nothing;
+(5) a jump of the machine's wall clock opens a new run (new key, new t0), because nodes follow UTC.
+
+Opus: libopus through PyAV, 48 kHz mono, 24 kbit/s, packets of 20 ms (RFC 6716). Complexity 5 costs 0.5-1.2 % of a core
+a stream, 10 nearly twice that for a difference that a horn does not give back (`benchmarks/fanout.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+import av
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broadcast_server.audio.feed import FrameSource
+from broadcast_server.audio.formats import FRAME_BYTES, FRAME_SAMPLES, SAMPLE_BYTES, SAMPLE_RATE_HZ
+from broadcast_server.domain.clock import Chance, Clock, to_ms
+from broadcast_server.domain.errors import Unavailable
+from broadcast_server.logs import get_logger
+from broadcast_server.mqtt.bus import Bus
+from broadcast_server.relay.pacing import USUAL_PACE, Corrections, MediaClock, Pace, playout_delay_ms
+from broadcast_server.signer.port import Signer, SignRequest
+from broadcast_server.supervise import Executor
+from speaker_protocol.frames import FLAG_AFTER_GAP, FLAG_LAST, AudioBatch, pack
+from speaker_protocol.messages import StreamHeadBody
+from speaker_protocol.signing import Kind
+from speaker_protocol.topics import StreamAudio, StreamHead
+
+log = get_logger()
+
+LEASE_MS: Final = 10_000
+RENEW_S: Final = 3.0
+BITRATE_BPS: Final = 24_000
+COMPLEXITY: Final = 5
+STALE_S: Final = 0.8
+"""So long after its last block an unfinished batch is sent as it is: the words before a silence shall be heard."""
+WALL_STEP_MS: Final = 100
+_LOOK_EVERY_S: Final = 0.4
+
+
+class PacketEncoder:
+    """PCM to raw Opus packets, one for each 20 ms; keeps its state from call to call."""
+
+    def __init__(self, *, bitrate_bps: int = BITRATE_BPS, complexity: int = COMPLEXITY) -> None:
+        codec = av.CodecContext.create("libopus", "w")
+        assert isinstance(codec, av.AudioCodecContext)  # noqa: S101  for the type checker: "libopus" is audio
+        codec.sample_rate = SAMPLE_RATE_HZ
+        codec.layout = "mono"
+        codec.format = "s16"
+        codec.bit_rate = bitrate_bps
+        codec.time_base = Fraction(1, SAMPLE_RATE_HZ)
+        codec.options = {
+            "compression_level": str(complexity),
+            "frame_duration": "20",
+            "application": "audio",
+            "vbr": "on",
+        }
+        codec.open()
+        self._codec = codec
+        self._pts = 0
+
+    def encode(self, pcm: bytes) -> list[bytes]:
+        """Packets of a whole number of frames, in order."""
+        packets: list[bytes] = []
+        for at in range(0, len(pcm), FRAME_BYTES):
+            frame = av.AudioFrame(format="s16", layout="mono", samples=FRAME_SAMPLES)
+            frame.planes[0].update(pcm[at : at + FRAME_BYTES])
+            frame.sample_rate = SAMPLE_RATE_HZ
+            frame.pts = self._pts
+            self._pts += FRAME_SAMPLES
+            packets += [bytes(packet) for packet in self._codec.encode(frame)]
+        return packets
+
+
+@dataclass(slots=True)
+class StreamCounters:
+    """What a stream has done since it was opened."""
+
+    batches: int = 0
+    packets: int = 0
+    bytes_out: int = 0
+    batches_dropped: int = 0
+    """Made, and not sent: the broker was away or slower than us."""
+    gaps: int = 0
+    heads: int = 0
+    heads_failed: int = 0
+    runs: int = 0
+
+
+class RelayStream:
+    """Owns one stream from `run` until it is cancelled."""
+
+    def __init__(
+        self,
+        stream_id: str,
+        source: FrameSource,
+        *,
+        epoch: int,
+        packets_per_batch: int,
+        bus: Bus,
+        signer: Signer,
+        clock: Clock,
+        chance: Chance,
+        executor: Executor,
+        scope: tuple[str, ...] = (),
+        pace: Pace = USUAL_PACE,
+    ) -> None:
+        self.stream_id, self.epoch, self.packets_per_batch = stream_id, epoch, packets_per_batch
+        self.counters = StreamCounters()
+        self._source = source
+        self._bus, self._signer, self._clock, self._chance = bus, signer, clock, chance
+        self._executor, self._scope, self._pace = executor, scope, pace
+        self._head_sequence = 0
+        self._media: MediaClock | None = None
+
+    @property
+    def corrections(self) -> Corrections:
+        """What pacing had to do in the present run."""
+        return Corrections() if self._media is None else self._media.corrections
+
+    async def run(self) -> None:
+        """Relay until cancelled. Raises `Refused` when the server's key may not sign."""
+        async with contextlib.aclosing(self._source.blocks()) as blocks:
+            first = await anext(blocks)
+            while True:
+                run = _Run(self)
+                self._media = run.media
+                self.counters.runs += 1
+                try:
+                    await run.open(first)
+                    first = await run.relay(blocks)
+                finally:
+                    await run.close()
+
+    # -- what a run needs of its stream
+
+    async def seal_head(self, body: StreamHeadBody, *, lease_ms: int) -> bytes:
+        """The head's envelope, with a sequence above all before it, also those of an earlier process of this epoch."""
+        now_ms = to_ms(self._clock.now())
+        self._head_sequence = max(self._head_sequence + 1, now_ms)
+        (sealed,) = await self._signer.sign_many(
+            [
+                SignRequest(
+                    kind=Kind.HEAD,
+                    unit=None,
+                    target=self.stream_id,
+                    issued_ms=now_ms,
+                    expires_ms=now_ms + lease_ms,
+                    epoch=self.epoch,
+                    sequence=self._head_sequence,
+                    body=body.encode(),
+                )
+            ]
+        )
+        return sealed
+
+    async def publish_head(self, body: StreamHeadBody, *, lease_ms: int = LEASE_MS) -> bool:
+        """Retain the head; False when the broker is away, which the next renewal mends."""
+        sealed = await self.seal_head(body, lease_ms=lease_ms)
+        try:
+            await self._bus.publish(str(StreamHead(self.stream_id)), sealed, qos=1, retain=True)
+        except Unavailable as error:
+            self.counters.heads_failed += 1
+            log.warning("stream.head_unsent", stream_id=self.stream_id, reason=error.code)
+            return False
+        self.counters.heads += 1
+        return True
+
+    async def encode(self, encoder: PacketEncoder, pcm: bytes) -> list[bytes]:
+        """Opus packets of whole frames."""
+        return await self._executor.run(encoder.encode, pcm)
+
+    def publish_batch(self, batch: AudioBatch, key: Ed25519PrivateKey) -> None:
+        """Sign and send, or drop and count."""
+        payload = pack(batch, key, self.stream_id)
+        if self._bus.publish_nowait(str(StreamAudio(self.stream_id)), payload):
+            self.counters.batches += 1
+            self.counters.packets += len(batch.packets)
+            self.counters.bytes_out += len(payload)
+        else:
+            self.counters.batches_dropped += 1
+
+    def new_run_parts(self) -> tuple[Clock, Pace, Ed25519PrivateKey, tuple[str, ...]]:
+        """Clock, limits, a fresh key and the scope for a new run."""
+        return self._clock, self._pace, Ed25519PrivateKey.from_private_bytes(self._chance.token_bytes(32)), self._scope
+
+
+class _Run:
+    """One head's life: one key, one t0, sequence from 1."""
+
+    def __init__(self, stream: RelayStream) -> None:
+        self._stream = stream
+        self._clock, pace, self._key, self._scope = stream.new_run_parts()
+        self.media = MediaClock(pace)
+        self._encoder = PacketEncoder()
+        self._pending = bytearray()
+        self._empties: list[int] = []
+        """Frame positions within `pending` before which an empty packet goes."""
+        self._start = 0
+        self._sequence = 0
+        self._flags = 0
+        self._last_block_s = 0.0
+        self._batching = asyncio.Lock()
+        self._head: StreamHeadBody | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._wall_minus_monotonic_ms = 0.0
+        self._stepped = False
+
+    async def open(self, first: bytes) -> None:
+        """Anchor t0 with the first block and put the head out."""
+        now_s = self._clock.monotonic()
+        self._wall_minus_monotonic_ms = self._offset_ms()
+        samples = len(first) // SAMPLE_BYTES
+        stream = self._stream
+        self._head = StreamHeadBody(
+            public_key=self._key.public_key().public_bytes_raw().hex(),
+            packets_per_batch=stream.packets_per_batch,
+            t0_utc_ms=to_ms(self._clock.now()) - samples * 1000 // SAMPLE_RATE_HZ,
+            playout_delay_ms=playout_delay_ms(stream.packets_per_batch),
+            scope=self._scope,
+        )
+        self._last_block_s = now_s
+        self.media.arrived(samples, now_s)
+        self._pending += first
+        await stream.publish_head(self._head)
+        self._keeper = asyncio.create_task(self._keep(self._head), name=f"relay.head[{stream.stream_id}]")
+
+    async def relay(self, blocks: AsyncIterator[bytes]) -> bytes:
+        """Relay block after block; returns the block with which a new run must begin."""
+        async for block in blocks:
+            self._last_block_s = now_s = self._clock.monotonic()
+            if self._stepped:
+                log.warning("stream.clock_stepped", stream_id=self._stream.stream_id)
+                return block
+            if self._keeper is not None and self._keeper.done():
+                self._keeper.result()  # it ends only by an error, which is the stream's
+            step = self.media.arrived(len(block) // SAMPLE_BYTES, now_s)
+            if step.jump_samples:
+                await self._jump(step.jump_samples)
+            if step.conceal:
+                self._empties.append(len(self._pending) // FRAME_BYTES)
+            self._pending += block[:-FRAME_BYTES] if step.drop else block
+            await self._send_full()
+            if step.hold_s:
+                await self._clock.sleep(step.hold_s)
+        raise Unavailable("ended")
+
+    async def close(self) -> None:
+        """Send what is left, flagged as the last, and let the head's lease end now."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        async with self._batching:
+            await self._flush(FLAG_LAST)
+        if self._head is not None:
+            await self._stream.publish_head(self._head, lease_ms=0)
+
+    # -- inside
+
+    def _offset_ms(self) -> float:
+        return to_ms(self._clock.now()) - self._clock.monotonic() * 1000
+
+    async def _keep(self, head: StreamHeadBody) -> None:
+        """Renew the lease; send a batch that stays unfinished; notice a step of the wall clock."""
+        renewed_s = self._clock.monotonic()
+        while True:
+            await self._clock.sleep(_LOOK_EVERY_S)
+            now_s = self._clock.monotonic()
+            if abs(self._offset_ms() - self._wall_minus_monotonic_ms) > WALL_STEP_MS:
+                self._stepped = True
+            is_due = now_s - renewed_s >= RENEW_S - _LOOK_EVERY_S / 2
+            if is_due and not self._stepped and await self._stream.publish_head(head):
+                renewed_s = now_s
+            if self._pending and now_s - self._last_block_s > STALE_S:
+                async with self._batching:
+                    await self._flush(0)
+
+    async def _jump(self, samples: int) -> None:
+        async with self._batching:
+            await self._flush(0)
+            self._start += samples
+            self._flags |= FLAG_AFTER_GAP
+            self._stream.counters.gaps += 1
+            log.info("stream.gap", stream_id=self._stream.stream_id, gap_ms=samples * 1000 // SAMPLE_RATE_HZ)
+
+    async def _send_full(self) -> None:
+        async with self._batching:
+            wanted = self._stream.packets_per_batch
+            while len(self._pending) // FRAME_BYTES + len(self._empties) >= wanted:
+                here = [at for at in self._empties if at < wanted][:wanted]
+                frames = wanted - len(here)
+                self._empties = [max(0, at - frames) for at in self._empties[len(here) :]]
+                await self._send(frames, here, 0)
+
+    async def _flush(self, flags: int) -> None:
+        """Send what is pending as a short batch, its last frame filled with silence."""
+        missing = -len(self._pending) % FRAME_BYTES
+        if missing:
+            self._pending += bytes(missing)
+            self.media.padded(missing // SAMPLE_BYTES)
+        wanted = self._stream.packets_per_batch
+        while self._pending or self._empties:
+            empties, self._empties = self._empties[: wanted - 1], []
+            frames = min(len(self._pending) // FRAME_BYTES, wanted - len(empties))
+            await self._send(frames, empties, flags)
+
+    async def _send(self, frames: int, empties: list[int], flags: int) -> None:
+        pcm = bytes(self._pending[: frames * FRAME_BYTES])
+        del self._pending[: frames * FRAME_BYTES]
+        packets = await self._stream.encode(self._encoder, pcm)
+        for at in reversed(empties):
+            packets.insert(min(at, len(packets)), b"")
+        self._sequence += 1
+        batch = AudioBatch(self._stream.epoch, self._sequence, self._start, tuple(packets), flags | self._flags)
+        self._flags = 0
+        self._start += batch.samples
+        self._stream.publish_batch(batch, self._key)
