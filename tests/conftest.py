@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+pytest_plugins = ["tests.support.database"]
+
 
 @pytest_asyncio.fixture(autouse=True)
 async def no_lingering_tasks() -> AsyncIterator[None]:
