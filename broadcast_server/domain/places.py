@@ -183,7 +183,7 @@ def clusters_of(
 ) -> frozenset[str]:
     """The clusters that targets mean on a day.
 
-    `clusters`: cluster id to the unit it stands in. `groups`: group id to its cluster ids; those that are gone are skipped.
+    `clusters`: cluster id to the unit it stands in. `groups`: group id to its cluster ids; gone ones are skipped.
     Raises `Invalid` naming `targets[i].ref` when a reference is unknown.
     """
     found: set[str] = set()
