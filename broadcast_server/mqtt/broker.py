@@ -163,7 +163,10 @@ class Broker(Protocol):
         ...
 
     async def set_users(self, users: Mapping[str, str]) -> None:
-        """Replace all users: name → line of `password_line`. Returns once the new ones get in and the old do not."""
+        """Replace all users: name → line of `password_line`. Returns once the new ones get in and the old do not.
+
+        While the broker is down it returns at once: its next life begins with them.
+        """
         ...
 
 

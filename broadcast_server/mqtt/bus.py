@@ -1,9 +1,9 @@
 """The port through which the server speaks MQTT, and an in-process bus of the same semantics for tests and simulation.
 
 A maintainer must not break: (1) QoS 1 here means "the broker has it" and nothing more (a broker killed after PUBACK
-lost 200 of 200 messages in a test): delivery is proven by the nodes' own messages; (2) what could not be sent is not
-sent later behind the caller's back; (3) handlers are plain functions called in the loop, each in a turn of its own, so one
-that raises harms no other message; (4) every queue is bounded and counts what it drops.
+lost 200 of 200 messages in a test): delivery is proven by the nodes' own messages; (2) what could not be sent is
+not sent later behind the caller's back; (3) handlers are plain functions called in the loop, each in a turn of its own,
+so one that raises harms no other message; (4) every queue is bounded and counts what it drops.
 
 `tests/contracts/test_bus.py` holds the same stories against this loopback, mosquitto and amqtt. MQTT 3.1.1, OASIS 2014.
 """
