@@ -1,20 +1,21 @@
 """Bulletins with their versions, programmes and assets, as rows.
 
-Facts a maintainer must not break: a version is never rewritten, a change is a new version; what may sound is the newest
-*approved* version of a language whose approval is over exactly its content (`approved_hash == content_hash`); the row of
-an asset outlives its file, because the play log names it. Search columns hold `types.fold` of the text.
+Facts a maintainer must not break: a version is never rewritten, a change is a new version; what may sound is the
+newest *approved* version of a language whose approval is over exactly its content (`approved_hash == content_hash`);
+the row of an asset outlives its file, because the play log names it. Search columns hold `types.fold` of the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.errors import Conflict, NotFound
+from broadcast_server.store import places
 from broadcast_server.store.tables import AssetRow, BulletinRow, BulletinVersionRow, ProgrammeRow
 from broadcast_server.store.types import fold
 from broadcast_server.store.words import MediaKind, VersionState
@@ -67,11 +68,13 @@ def asset(session: Session, sha256: str) -> AssetRow:
     return row
 
 
-def list_assets(session: Session, unit_ids: Collection[str] | None, *, after: str | None, limit: int) -> list[AssetRow]:
-    """By hash; `unit_ids` None: of every place."""
+def list_assets(
+    session: Session, roots: Collection[str] | None, on: date, *, after: str | None, limit: int
+) -> list[AssetRow]:
+    """By hash; of the places under `roots` on that date, None: of every place."""
     query = select(AssetRow).where(AssetRow.collected_at.is_(None)).order_by(AssetRow.sha256).limit(limit)
-    if unit_ids is not None:
-        query = query.where(AssetRow.unit_id.in_(unit_ids))
+    if roots is not None:
+        query = query.where(AssetRow.unit_id.in_(places.subtree_query(roots, on)))
     if after is not None:
         query = query.where(AssetRow.sha256 > after)
     return list(session.scalars(query))
@@ -82,11 +85,9 @@ def keep_asset_until(session: Session, sha256: str, keep_until: datetime) -> Non
     session.execute(update(AssetRow).where(AssetRow.sha256 == sha256).values(keep_until=keep_until))
 
 
-def collectable_assets(session: Session, now: datetime, unit_ids: Collection[str] | None = None) -> list[AssetRow]:
+def collectable_assets(session: Session, now: datetime) -> list[AssetRow]:
     """Assets past their `keep_until` that nothing which may still sound refers to."""
     query = select(AssetRow).where(AssetRow.collected_at.is_(None), AssetRow.keep_until <= now)
-    if unit_ids is not None:
-        query = query.where(AssetRow.unit_id.in_(unit_ids))
     due = list(session.scalars(query.order_by(AssetRow.sha256)))
     if not due:
         return []
@@ -162,7 +163,8 @@ def bulletin(session: Session, bulletin_id: str) -> BulletinRow:
 
 def list_bulletins(
     session: Session,
-    unit_ids: Collection[str] | None,
+    roots: Collection[str] | None,
+    on: date,
     *,
     text: str | None = None,
     klass: BulletinClass | None = None,
@@ -171,8 +173,8 @@ def list_bulletins(
 ) -> list[BulletinRow]:
     """Newest first; `text` is searched folded in the title, `after` is the id of the last one seen."""
     query = select(BulletinRow).order_by(BulletinRow.id.desc()).limit(limit)
-    if unit_ids is not None:
-        query = query.where(BulletinRow.unit_id.in_(unit_ids))
+    if roots is not None:
+        query = query.where(BulletinRow.unit_id.in_(places.subtree_query(roots, on)))
     if text:
         query = query.where(BulletinRow.title_folded.contains(fold(text), autoescape=True))
     if klass is not None:
@@ -305,12 +307,12 @@ def programme(session: Session, programme_id: str) -> ProgrammeRow:
 
 
 def list_programmes(
-    session: Session, unit_ids: Collection[str] | None, *, text: str | None = None, after: str | None, limit: int
+    session: Session, roots: Collection[str] | None, on: date, *, text: str | None = None, after: str | None, limit: int
 ) -> list[ProgrammeRow]:
     """Newest first; `text` is searched folded in the title, `after` is the id of the last one seen."""
     query = select(ProgrammeRow).order_by(ProgrammeRow.id.desc()).limit(limit)
-    if unit_ids is not None:
-        query = query.where(ProgrammeRow.unit_id.in_(unit_ids))
+    if roots is not None:
+        query = query.where(ProgrammeRow.unit_id.in_(places.subtree_query(roots, on)))
     if text:
         query = query.where(ProgrammeRow.title_folded.contains(fold(text), autoescape=True))
     if after is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.domain.proof import Verdict
+from broadcast_server.store import places
 from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow
 from broadcast_server.store.words import ScheduleKind
 from speaker_protocol.rules import BulletinClass
@@ -75,7 +76,8 @@ class Proof:
 
 def list_plays(
     session: Session,
-    unit_ids: Collection[str] | None,
+    roots: Collection[str] | None,
+    on: date,
     *,
     cluster_id: str | None = None,
     broadcast_id: str | None = None,
@@ -86,7 +88,10 @@ def list_plays(
     after: tuple[datetime, str] | None = None,
     limit: int,
 ) -> list[Play]:
-    """Latest first, starts in `[starts_from, starts_before)`; `unit_ids` None: of every place."""
+    """Latest first, with their start in `[starts_from, starts_before)`.
+
+    Of the places under `roots` on that date, None: of all.
+    """
     query = (
         select(PlayRow, BroadcastRow, ClusterRow.code, ClusterRow.name)
         .join(BroadcastRow, BroadcastRow.id == PlayRow.broadcast_id)
@@ -94,8 +99,8 @@ def list_plays(
         .order_by(PlayRow.starts_at.desc(), PlayRow.id.desc())
         .limit(limit)
     )
-    if unit_ids is not None:
-        query = query.where(PlayRow.unit_id.in_(unit_ids))
+    if roots is not None:
+        query = query.where(PlayRow.unit_id.in_(places.subtree_query(roots, on)))
     if cluster_id is not None:
         query = query.where(PlayRow.cluster_id == cluster_id)
     if broadcast_id is not None:
@@ -150,8 +155,8 @@ def broadcast(session: Session, broadcast_id: str) -> BroadcastRow:
     return row
 
 
-def proof_of(session: Session, broadcast_id: str, unit_ids: Collection[str] | None = None) -> Proof:
-    """The counts of one broadcast, of the clusters of `unit_ids` only if given. Raises `NotFound`."""
+def proof_of(session: Session, broadcast_id: str, roots: Collection[str] | None, on: date) -> Proof:
+    """The counts of one broadcast, at the places under `roots` on that date, None: everywhere. Raises `NotFound`."""
     row = broadcast(session, broadcast_id)
     query = select(
         PlayRow.node_id,
@@ -162,8 +167,8 @@ def proof_of(session: Session, broadcast_id: str, unit_ids: Collection[str] | No
         PlayRow.underruns,
         PlayRow.judged_at,
     ).where(PlayRow.broadcast_id == broadcast_id)
-    if unit_ids is not None:
-        query = query.where(PlayRow.unit_id.in_(unit_ids))
+    if roots is not None:
+        query = query.where(PlayRow.unit_id.in_(places.subtree_query(roots, on)))
     planned_nodes, heard_nodes = set(), set()
     verdicts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
     planned_ms = heard_ms = underruns = open_lines = 0

@@ -1,0 +1,695 @@
+"""Schedules as rows, and `load_entries`: what they ask to sound in a window, ready for the timeline.
+
+`load_entries` is the one conversion that a person's preview (`control.scheduling`) and the machine's plan
+(`playout.planner`) share, so what was shown is what is sent. Facts a maintainer must not break: it makes a fixed number
+of queries however many schedules there are (columns, no objects); an entry that cannot sound is returned with `blocked`
+and never left out, because the planner turns it into a conflict that somebody is told of; entry ids are
+`{schedule_id}@{rule instant in UTC ms}`, also for a moved occurrence; what may sound is what was approved, by hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, and_, false, or_, select
+from sqlalchemy.orm import Session
+
+from broadcast_server.domain.clock import Window, from_ms, to_ms
+from broadcast_server.domain.errors import Conflict, Corrupt, NotFound
+from broadcast_server.domain.places import PlaceTree, Target, TargetKind
+from broadcast_server.domain.recurrence import Rule, occurrences, rule_from_dict
+from broadcast_server.domain.timeline import Entry
+from broadcast_server.store import places
+from broadcast_server.store.tables import (
+    AssetRow,
+    BulletinRow,
+    BulletinVersionRow,
+    FeedOfferRow,
+    FeedRow,
+    ProgrammeRow,
+    ScheduleExceptionRow,
+    ScheduleRow,
+    ScheduleTargetRow,
+)
+from broadcast_server.store.words import (
+    ConflictKind,
+    ContentKind,
+    ExceptionKind,
+    ScheduleKind,
+    ScheduleState,
+    VersionState,
+)
+from speaker_protocol.rules import BulletinClass, Late, LatePolicy, Level, SourceKind
+
+LONGEST_WINDOW: Final = timedelta(hours=24)
+"""Longest window of one occurrence, its wait included; `control.scheduling` refuses more."""
+
+_MS: Final = timedelta(milliseconds=1)
+_UNKNOWN_LENGTH: Final = timedelta(minutes=1)
+"""Window of an entry that has no audio yet: it is blocked, but the person is shown when it was meant to sound."""
+
+
+# -- what the planner and the preview work with -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EntryAsset:
+    """The recording an entry sounds. `sha256`: of the stored file."""
+
+    sha256: str
+    size_bytes: int
+    duration: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why an entry cannot sound. `subject`: the offer, feed, asset or content it is about."""
+
+    kind: ConflictKind
+    subject: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledEntry:
+    """One occurrence of a schedule. Exactly one of `asset` and `feed_id`, unless it is `blocked`.
+
+    `approval`: the content hash that was approved, None for a feed. Whoever resolves a timeline leaves out the blocked.
+    """
+
+    entry: Entry
+    schedule_id: str
+    unit_id: str
+    kind: ScheduleKind
+    klass: BulletinClass
+    title: str
+    targets: tuple[Target, ...]
+    content_kind: ContentKind
+    content_id: str
+    asset: EntryAsset | None
+    feed_id: str | None
+    approval: str | None
+    gain_db: float
+    language: str
+    required: bool
+    blocked: Blocked | None = None
+
+    @property
+    def id(self) -> str:
+        """The entry's id."""
+        return self.entry.id
+
+
+def entry_id(schedule_id: str, rule_instant: datetime) -> str:
+    """`{schedule_id}@{rule instant in UTC ms}`."""
+    return f"{schedule_id}@{to_ms(rule_instant)}"
+
+
+def parse_entry_id(text: str) -> tuple[str, datetime]:
+    """Schedule and rule instant. Raises `NotFound` on text that is no entry id."""
+    schedule_id, _, instant = text.rpartition("@")
+    if not schedule_id or not instant.isdecimal():
+        raise NotFound("unknown_entry", entry=text)
+    return schedule_id, from_ms(int(instant))
+
+
+def level_of(klass: BulletinClass, content_kind: ContentKind, *, required: bool, is_upper: bool) -> Level:
+    """The rung of the ladder. `is_upper`: the schedule's unit lies above the clusters it is for."""
+    if klass is BulletinClass.EMERGENCY:
+        return Level.EMERGENCY_UPPER if is_upper else Level.EMERGENCY_COMMUNE
+    if klass is BulletinClass.PRIORITY:
+        return Level.PRIORITY_UPPER if is_upper else Level.PRIORITY_COMMUNE
+    if required:
+        return Level.RELAY_REQUIRED
+    return Level.NORMAL if content_kind is ContentKind.BULLETIN else Level.PROGRAMME
+
+
+def late_to_dict(late: Late) -> dict[str, Any]:
+    """JSON-stable form; empty for the default."""
+    if late == Late():
+        return {}
+    told: dict[str, Any] = {"policy": late.policy.value}
+    return told if late.at_most_ms is None else told | {"at_most_ms": late.at_most_ms}
+
+
+def late_from_dict(data: Mapping[str, Any]) -> Late:
+    """The reverse of `late_to_dict`. Raises `ValueError` on an unknown policy or a wrong limit."""
+    if not data:
+        return Late()
+    return Late(LatePolicy(data["policy"]), data.get("at_most_ms"))
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def add_schedule(session: Session, row: ScheduleRow, targets: Iterable[Target]) -> ScheduleRow:
+    """Enter a schedule with where it sounds."""
+    session.add(row)
+    session.flush()
+    session.add_all(
+        ScheduleTargetRow(schedule_id=row.id, kind=target.kind.value, ref=target.ref) for target in sorted(set(targets))
+    )
+    session.flush()
+    return row
+
+
+def schedule(session: Session, schedule_id: str) -> ScheduleRow:
+    """Raises `NotFound`."""
+    row = session.get(ScheduleRow, schedule_id)
+    if row is None:
+        raise NotFound("unknown_schedule", schedule=schedule_id)
+    return row
+
+
+def expect_version(row: ScheduleRow, expected: int | None) -> None:
+    """Refuse a change made from an older copy. Raises `Conflict`; None: the caller did not look."""
+    if expected is not None and row.version != expected:
+        raise Conflict("version_changed", field="version", expected=expected, actual=row.version)
+
+
+def replace_targets(session: Session, schedule_id: str, targets: Iterable[Target]) -> None:
+    """Where the schedule sounds from now on."""
+    for row in session.scalars(select(ScheduleTargetRow).where(ScheduleTargetRow.schedule_id == schedule_id)):
+        session.delete(row)
+    session.flush()
+    session.add_all(
+        ScheduleTargetRow(schedule_id=schedule_id, kind=target.kind.value, ref=target.ref)
+        for target in sorted(set(targets))
+    )
+    session.flush()
+
+
+def targets_of(session: Session, schedule_ids: Collection[str]) -> dict[str, tuple[Target, ...]]:
+    """Where each schedule sounds, in order."""
+    rows = session.execute(
+        select(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref)
+        .where(ScheduleTargetRow.schedule_id.in_(schedule_ids))
+        .order_by(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref)
+    )
+    return _grouped_targets(rows)
+
+
+def exceptions_of(session: Session, schedule_ids: Collection[str]) -> dict[str, list[ScheduleExceptionRow]]:
+    """The occurrences of each schedule that differ, in order."""
+    found: dict[str, list[ScheduleExceptionRow]] = {schedule_id: [] for schedule_id in schedule_ids}
+    for row in session.scalars(
+        select(ScheduleExceptionRow)
+        .where(ScheduleExceptionRow.schedule_id.in_(schedule_ids))
+        .order_by(ScheduleExceptionRow.occurs_at)
+    ):
+        found[row.schedule_id].append(row)
+    return found
+
+
+def put_exception(session: Session, row: ScheduleExceptionRow) -> None:
+    """Say how one occurrence differs; what was said of it before no longer holds."""
+    earlier = session.get(ScheduleExceptionRow, (row.schedule_id, row.occurs_at))
+    if earlier is not None:
+        session.delete(earlier)
+        session.flush()
+    session.add(row)
+    session.flush()
+
+
+def list_schedules(
+    session: Session,
+    roots: Collection[str] | None,
+    on: date,
+    *,
+    state: ScheduleState | None = None,
+    content: tuple[ContentKind, str] | None = None,
+    series_id: str | None = None,
+    in_force_after: datetime | None = None,
+    after: str | None,
+    limit: int,
+) -> list[ScheduleRow]:
+    """Newest first; `after` is the id of the last one seen, `in_force_after` leaves out what ended before."""
+    query = select(ScheduleRow).order_by(ScheduleRow.id.desc()).limit(limit)
+    if roots is not None:
+        query = query.where(ScheduleRow.unit_id.in_(places.subtree_query(roots, on)))
+    if state is not None:
+        query = query.where(ScheduleRow.state == state)
+    if content is not None:
+        query = query.where(ScheduleRow.content_kind == content[0], ScheduleRow.content_id == content[1])
+    if series_id is not None:
+        query = query.where(ScheduleRow.series_id == series_id)
+    if in_force_after is not None:
+        query = query.where(or_(ScheduleRow.ends_at.is_(None), ScheduleRow.ends_at > in_force_after))
+    if after is not None:
+        query = query.where(ScheduleRow.id < after)
+    return list(session.scalars(query))
+
+
+def later_in_series(session: Session, series_id: str, starts_from: datetime) -> list[ScheduleRow]:
+    """The active rows of a series that begin at `starts_from` or after."""
+    return list(
+        session.scalars(
+            select(ScheduleRow).where(
+                ScheduleRow.series_id == series_id,
+                ScheduleRow.state == ScheduleState.ACTIVE,
+                ScheduleRow.starts_at >= starts_from,
+            )
+        )
+    )
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+def load_entries(
+    session: Session,
+    window: Window,
+    now: datetime,
+    *,
+    schedule_ids: Collection[str] | None = None,
+    touching: Collection[Target] | None = None,
+) -> tuple[ScheduledEntry, ...]:
+    """Every occurrence whose own window shares an instant with `window`, by start and id.
+
+    `now`: for what has been revoked or withdrawn by now. `schedule_ids`: of these schedules only; `touching`: of those
+    that name one of these targets. For the timeline ask with a lead-in of a day.
+    """
+    wanted = _wanted(window, schedule_ids, touching)
+    rows = session.execute(select(*_COLUMNS).where(wanted).order_by(ScheduleRow.id)).all()
+    if not rows:
+        return ()
+    targets = _grouped_targets(
+        session.execute(
+            _joined(
+                select(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref), wanted
+            ).order_by(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref)
+        )
+    )
+    exceptions = _exceptions(session, wanted)
+    shelf = _Shelf(session, wanted, {row.content_kind for row in rows}, now)
+    found: list[ScheduledEntry] = []
+    for row in rows:
+        found += _entries_of(row, targets.get(row.id, ()), exceptions.get(row.id, {}), shelf, window)
+    found.sort(key=lambda one: (one.entry.start, one.entry.id))
+    return tuple(found)
+
+
+_COLUMNS: Final = (
+    ScheduleRow.id,
+    ScheduleRow.unit_id,
+    ScheduleRow.name,
+    ScheduleRow.kind,
+    ScheduleRow.klass,
+    ScheduleRow.level,
+    ScheduleRow.content_kind,
+    ScheduleRow.content_id,
+    ScheduleRow.language,
+    ScheduleRow.rule,
+    ScheduleRow.length_ms,
+    ScheduleRow.max_wait_ms,
+    ScheduleRow.late,
+    ScheduleRow.tie_order,
+    ScheduleRow.gain_db,
+    ScheduleRow.required,
+    ScheduleRow.starts_at,
+    ScheduleRow.ends_at,
+)
+
+
+class _Difference(NamedTuple):
+    kind: ExceptionKind
+    moved_to: datetime | None
+    length_ms: int | None
+    cut_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a schedule sounds: title, and either audio with its approval or the reason why not."""
+
+    title: str
+    asset: EntryAsset | None = None
+    approval: str | None = None
+    boundaries: tuple[timedelta, ...] = ()
+    blocked: Blocked | None = None
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+
+
+def _wanted(
+    window: Window, schedule_ids: Collection[str] | None, touching: Collection[Target] | None
+) -> ColumnElement[bool]:
+    moved_in = select(ScheduleExceptionRow.schedule_id).where(
+        ScheduleExceptionRow.moved_to > window.start - LONGEST_WINDOW, ScheduleExceptionRow.moved_to < window.end
+    )
+    wanted = and_(
+        ScheduleRow.state == ScheduleState.ACTIVE,
+        or_(
+            and_(
+                ScheduleRow.starts_at < window.end,
+                or_(ScheduleRow.ends_at.is_(None), ScheduleRow.ends_at > window.start - LONGEST_WINDOW),
+            ),
+            ScheduleRow.id.in_(moved_in),
+        ),
+    )
+    if schedule_ids is not None:
+        wanted = and_(wanted, ScheduleRow.id.in_(schedule_ids))
+    if touching is not None:
+        refs: dict[TargetKind, list[str]] = defaultdict(list)
+        for target in touching:
+            refs[target.kind].append(target.ref)
+        named = or_(
+            false(),
+            *(
+                and_(ScheduleTargetRow.kind == kind.value, ScheduleTargetRow.ref.in_(names))
+                for kind, names in refs.items()
+            ),
+        )
+        wanted = and_(wanted, ScheduleRow.id.in_(select(ScheduleTargetRow.schedule_id).where(named)))
+    return wanted
+
+
+def _joined(query: Select[Any], wanted: ColumnElement[bool]) -> Select[Any]:
+    entity = query.column_descriptions[0]["entity"]
+    return query.join(ScheduleRow, ScheduleRow.id == entity.schedule_id).where(wanted)
+
+
+def _grouped_targets(rows: Iterable[Any]) -> dict[str, tuple[Target, ...]]:
+    found: dict[str, list[Target]] = defaultdict(list)
+    for schedule_id, kind, ref in rows:
+        found[schedule_id].append(_target(kind, ref))
+    return {schedule_id: tuple(targets) for schedule_id, targets in found.items()}
+
+
+@lru_cache(maxsize=4096)
+def _target(kind: str, ref: str) -> Target:
+    return Target(TargetKind(kind), ref)
+
+
+def _exceptions(session: Session, wanted: ColumnElement[bool]) -> dict[str, dict[datetime, _Difference]]:
+    found: dict[str, dict[datetime, _Difference]] = defaultdict(dict)
+    rows = session.execute(
+        _joined(
+            select(
+                ScheduleExceptionRow.schedule_id,
+                ScheduleExceptionRow.occurs_at,
+                ScheduleExceptionRow.kind,
+                ScheduleExceptionRow.moved_to,
+                ScheduleExceptionRow.length_ms,
+                ScheduleExceptionRow.cut_at,
+            ),
+            wanted,
+        )
+    )
+    for row in rows:
+        found[row.schedule_id][row.occurs_at] = _Difference(row.kind, row.moved_to, row.length_ms, row.cut_at)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _rule(text: str) -> Rule:
+    return rule_from_dict(json.loads(text))
+
+
+def _entries_of(
+    row: Any,
+    targets: tuple[Target, ...],
+    exceptions: Mapping[datetime, _Difference],
+    shelf: _Shelf,
+    window: Window,
+) -> Iterator[ScheduledEntry]:
+    content = shelf.content(row)
+    source = SourceKind.RELAY if row.content_kind is ContentKind.FEED else SourceKind.RECORDED
+    late = late_from_dict(row.late)
+    is_feed = row.content_kind is ContentKind.FEED
+    sound = content.asset.duration if content.asset is not None else None
+    plain = _window_length(row, sound)
+    for instant, difference in _instants(row, exceptions, window, plain):
+        start = instant if difference is None or difference.moved_to is None else difference.moved_to
+        length, boundaries, end = sound, content.boundaries, start + plain
+        if difference is not None and difference.kind is not ExceptionKind.CUT and difference.length_ms is not None:
+            end = start + max(difference.length_ms * _MS, sound or _MS) + row.max_wait_ms * _MS
+        if difference is not None and difference.cut_at is not None:
+            end = min(end, difference.cut_at)
+            if length is not None and difference.length_ms is not None:
+                length = min(length, difference.length_ms * _MS)
+                boundaries = tuple(cue for cue in boundaries if cue < length)
+        if end <= start or not (start < window.end and window.start < end):
+            continue
+        blocked = content.blocked or shelf.blocked_at(row, content, start, end)
+        yield ScheduledEntry(
+            entry=Entry(
+                id=f"{row.id}@{to_ms(instant)}",
+                start=start,
+                end=end,
+                level=row.level,
+                klass=row.klass,
+                source=source,
+                length=None if is_feed else length,
+                origin_order=row.tie_order,
+                boundaries=boundaries,
+                late=late,
+            ),
+            schedule_id=row.id,
+            unit_id=row.unit_id,
+            kind=row.kind,
+            klass=row.klass,
+            title=content.title,
+            targets=targets,
+            content_kind=row.content_kind,
+            content_id=row.content_id,
+            asset=content.asset,
+            feed_id=row.content_id if is_feed else None,
+            approval=content.approval,
+            gain_db=row.gain_db,
+            language=row.language,
+            required=row.required,
+            blocked=blocked,
+        )
+
+
+def _window_length(row: Any, sound: timedelta | None) -> timedelta:
+    asked = row.length_ms * _MS if row.length_ms is not None else None
+    lengths = [length for length in (asked, sound) if length is not None]
+    return (max(lengths) if lengths else _UNKNOWN_LENGTH) + row.max_wait_ms * _MS
+
+
+def _instants(
+    row: Any, exceptions: Mapping[datetime, _Difference], window: Window, length: timedelta
+) -> Iterator[tuple[datetime, _Difference | None]]:
+    """The rule's instants whose occurrence may share an instant with `window`, and how they differ."""
+    start = max(window.start - length, row.starts_at)
+    end = window.end if row.ends_at is None else min(window.end, row.ends_at)
+    if start < end:
+        for instant in occurrences(_rule(json.dumps(row.rule, sort_keys=True)), Window(start, end)):
+            difference = exceptions.get(instant)
+            if difference is None or (difference.kind is ExceptionKind.CUT and difference.moved_to is None):
+                yield instant, difference
+    for instant, difference in exceptions.items():
+        in_force = row.starts_at <= instant and (row.ends_at is None or instant < row.ends_at)
+        if in_force and difference.moved_to is not None and difference.kind is not ExceptionKind.CANCELLED:
+            yield instant, difference
+
+
+class _Shelf:
+    """All content the wanted schedules name, read with one query a kind."""
+
+    def __init__(
+        self, session: Session, wanted: ColumnElement[bool], kinds: Collection[ContentKind], now: datetime
+    ) -> None:
+        self._now = now
+        self._spoken: dict[tuple[str, str], _Content] = {}
+        self._contents: dict[tuple[ContentKind, str], _Content] = {}
+        self._feeds: dict[str, _Feed] = {}
+        self._tree: PlaceTree | None = None
+        self._paths: dict[tuple[str, date], tuple[str, ...]] = {}
+        if ContentKind.BULLETIN in kinds:
+            self._read_bulletins(session, _named(wanted, ContentKind.BULLETIN))
+        if ContentKind.PROGRAMME in kinds:
+            self._read_programmes(session, _named(wanted, ContentKind.PROGRAMME))
+        if ContentKind.FEED in kinds:
+            self._read_feeds(session, _named(wanted, ContentKind.FEED))
+            self._tree = places.load_tree(session)
+
+    def content(self, row: Any) -> _Content:
+        """What the schedule sounds in its language. Raises `Corrupt` when its content is gone."""
+        content = self._contents.get((row.content_kind, row.content_id))
+        if content is None:
+            raise Corrupt("content_gone", schedule=row.id, content=row.content_id)
+        if row.content_kind is not ContentKind.BULLETIN:
+            return content
+        spoken = self._spoken.get((row.content_id, row.language))
+        if spoken is not None:
+            return spoken
+        facts = {"language": row.language, "title": content.title}
+        return replace(content, blocked=Blocked(ConflictKind.APPROVAL_VOID, row.content_id, facts))
+
+    def blocked_at(self, row: Any, content: _Content, start: datetime, end: datetime) -> Blocked | None:
+        """What is in the way of this one occurrence, although the content is good."""
+        if row.content_kind is ContentKind.FEED:
+            return self._feed_block(self._feeds[row.content_id], row.unit_id, start, end)
+        if content.valid_to is not None and start >= content.valid_to:
+            facts = {"title": content.title, "valid_to": content.valid_to.isoformat()}
+            return Blocked(ConflictKind.CONTENT_EXPIRED, row.content_id, facts)
+        if content.valid_from is not None and start < content.valid_from:
+            facts = {"title": content.title, "valid_from": content.valid_from.isoformat()}
+            return Blocked(ConflictKind.CONTENT_EXPIRED, row.content_id, facts)
+        return None
+
+    def _read_bulletins(self, session: Session, named: Select[tuple[str]]) -> None:
+        plain: dict[str, _Content] = {}
+        for bulletin_id, title, valid_from, valid_to in session.execute(
+            select(BulletinRow.id, BulletinRow.title, BulletinRow.valid_from, BulletinRow.valid_to).where(
+                BulletinRow.id.in_(named)
+            )
+        ):
+            content = _Content(title, valid_from=valid_from, valid_to=valid_to)
+            plain[bulletin_id] = self._contents[ContentKind.BULLETIN, bulletin_id] = content
+        versions = session.execute(
+            select(
+                BulletinVersionRow.bulletin_id,
+                BulletinVersionRow.language,
+                BulletinVersionRow.content_hash,
+                BulletinVersionRow.approved_hash,
+                *_ASSET,
+            )
+            .outerjoin(AssetRow, AssetRow.sha256 == BulletinVersionRow.asset_sha256)
+            .where(BulletinVersionRow.bulletin_id.in_(named), BulletinVersionRow.state == VersionState.APPROVED)
+            .order_by(BulletinVersionRow.number)  # so that the newest stays
+        )
+        for bulletin_id, language, content_hash, approved_hash, *asset in versions:
+            self._spoken[bulletin_id, language] = _recorded(
+                plain[bulletin_id], bulletin_id, content_hash, approved_hash, *asset
+            )
+
+    def _read_programmes(self, session: Session, named: Select[tuple[str]]) -> None:
+        rows = session.execute(
+            select(ProgrammeRow.id, ProgrammeRow.title, ProgrammeRow.content_hash, ProgrammeRow.approved_hash, *_ASSET)
+            .outerjoin(AssetRow, AssetRow.sha256 == ProgrammeRow.asset_sha256)
+            .where(ProgrammeRow.id.in_(named))
+        )
+        for programme_id, title, content_hash, approved_hash, *asset in rows:
+            content = _recorded(_Content(title), programme_id, content_hash, approved_hash, *asset)
+            self._contents[ContentKind.PROGRAMME, programme_id] = content
+
+    def _read_feeds(self, session: Session, named: Select[tuple[str]]) -> None:
+        offers: dict[str, list[_Offer]] = defaultdict(list)
+        for feed_id, *offer in session.execute(
+            select(
+                FeedOfferRow.feed_id,
+                FeedOfferRow.id,
+                FeedOfferRow.unit_id,
+                FeedOfferRow.valid_from,
+                FeedOfferRow.valid_to,
+                FeedOfferRow.withdrawn_at,
+            )
+            .where(FeedOfferRow.feed_id.in_(named))
+            .order_by(FeedOfferRow.valid_from, FeedOfferRow.id)
+        ):
+            offers[feed_id].append(_Offer(*offer))
+        for feed_id, name, unit_id, revoked_at, successor_id, valid_from, valid_to in session.execute(
+            select(
+                FeedRow.id,
+                FeedRow.name,
+                FeedRow.unit_id,
+                FeedRow.revoked_at,
+                FeedRow.successor_id,
+                FeedRow.valid_from,
+                FeedRow.valid_to,
+            ).where(FeedRow.id.in_(named))
+        ):
+            self._contents[ContentKind.FEED, feed_id] = _Content(name)
+            self._feeds[feed_id] = _Feed(
+                feed_id, name, unit_id, revoked_at, successor_id, valid_from, valid_to, tuple(offers[feed_id])
+            )
+
+    def _feed_block(self, feed: _Feed, unit_id: str, start: datetime, end: datetime) -> Blocked | None:
+        facts: dict[str, Any] = {"title": feed.name, "successor_id": feed.successor_id}
+        if feed.revoked_at is not None and feed.revoked_at <= max(self._now, start):
+            return Blocked(ConflictKind.FEED_REVOKED, feed.id, facts)
+        if not _covers(feed.valid_from, feed.valid_to, start, end):
+            return Blocked(ConflictKind.OFFER_EXPIRES, feed.id, facts | _until(feed.valid_to))
+        path = self._path(unit_id, start)
+        if feed.unit_id == unit_id:
+            return None
+        last: _Offer | None = None
+        for offer in feed.offers:
+            if offer.unit_id not in path:
+                continue
+            last = offer
+            if offer.withdrawn_at is None and _covers(offer.valid_from, offer.valid_to, start, end):
+                return None
+        if last is None:
+            return Blocked(ConflictKind.NOT_OFFERED, feed.id, facts)
+        if last.withdrawn_at is not None:
+            return Blocked(ConflictKind.OFFER_WITHDRAWN, last.id, facts)
+        return Blocked(ConflictKind.OFFER_EXPIRES, last.id, facts | _until(last.valid_to))
+
+    def _path(self, unit_id: str, at: datetime) -> tuple[str, ...]:
+        on = places.local_date(at)
+        path = self._paths.get((unit_id, on))
+        if path is None:
+            tree = self._tree
+            path = self._paths[unit_id, on] = () if tree is None else tree.ancestors(unit_id, on)
+        return path
+
+
+class _Offer(NamedTuple):
+    id: str
+    unit_id: str
+    valid_from: datetime
+    valid_to: datetime | None
+    withdrawn_at: datetime | None
+
+
+class _Feed(NamedTuple):
+    id: str
+    name: str
+    unit_id: str
+    revoked_at: datetime | None
+    successor_id: str | None
+    valid_from: datetime | None
+    valid_to: datetime | None
+    offers: tuple[_Offer, ...]
+
+
+_ASSET: Final = (AssetRow.sha256, AssetRow.size_bytes, AssetRow.duration_ms, AssetRow.cues, AssetRow.collected_at)
+
+
+def _named(wanted: ColumnElement[bool], kind: ContentKind) -> Select[tuple[str]]:
+    return select(ScheduleRow.content_id).where(wanted, ScheduleRow.content_kind == kind)
+
+
+def _recorded(
+    plain: _Content,
+    content_id: str,
+    content_hash: str | None,
+    approved_hash: str | None,
+    sha256: str | None,
+    size_bytes: int,
+    duration_ms: int,
+    cues: Sequence[Mapping[str, Any]],
+    collected_at: datetime | None,
+) -> _Content:
+    """Audio with its approval; the approval must be over exactly this content."""
+    facts = {"title": plain.title}
+    if content_hash is None or approved_hash != content_hash:
+        return replace(plain, blocked=Blocked(ConflictKind.APPROVAL_VOID, content_id, facts))
+    if sha256 is None or collected_at is not None:
+        return replace(plain, blocked=Blocked(ConflictKind.ASSET_MISSING, sha256 or content_id, facts))
+    starts = sorted({cue["at_ms"] for cue in cues if cue.get("role") != "bed" and 0 < cue["at_ms"] < duration_ms})
+    return replace(
+        plain,
+        asset=EntryAsset(sha256, size_bytes, duration_ms * _MS),
+        approval=approved_hash,
+        boundaries=tuple(start * _MS for start in starts),
+    )
+
+
+def _covers(valid_from: datetime | None, valid_to: datetime | None, start: datetime, end: datetime) -> bool:
+    return (valid_from is None or valid_from <= start) and (valid_to is None or end <= valid_to)
+
+
+def _until(valid_to: datetime | None) -> dict[str, Any]:
+    return {} if valid_to is None else {"valid_to": valid_to.isoformat()}
