@@ -1,8 +1,9 @@
 """Who may do what where: role × subtree of the dated tree, asked once per verb, denied unless a grant says yes.
 
-A maintainer must not break: (1) every verb of `control` calls `authorize` inside its transaction; there is no second way;
-(2) `MAY` is the whole truth of roles; nobody compares a role's name elsewhere; (3) a grant reaches down the tree as it stands at
-that instant, so moving a place moves who may touch it; (4) an administrator keeps the register and may not broadcast.
+A maintainer must not break: (1) every verb of `control` calls `authorize` inside its transaction; there is no second
+way; (2) `MAY` is the whole truth of roles, nobody compares a role's name elsewhere; (3) a grant reaches down the tree
+as it stands at that instant, so moving a place moves who may touch it; (4) an administrator keeps the register and may
+not broadcast.
 
 Source: `docs/glossary.md` (roles); Nghị định 49/2024 (the commune runs its station); Thông tư 39/2020 (classes).
 """
@@ -132,7 +133,7 @@ OPERATOR: Final = Actor("operator", "operator", everywhere=True)
 def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> None:
     """Return if `actor` may do `action` at the unit at this instant.
 
-    Raises `NotFound("unit_not_found")` for an unknown unit and `Refused("not_permitted")` otherwise.
+    Raises `NotFound("unknown_unit")` for an unknown unit and `Refused("not_permitted")` otherwise.
     """
     path = places.path_of(session, unit_id, places.local_date(at))
     if actor.everywhere:
@@ -140,7 +141,7 @@ def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, a
     for role, granted_at in people.grants_at(session, actor.user_id, at):
         if granted_at in path and action in MAY[role]:
             return
-    raise Refused("not_permitted", action=action.value, unit=unit_id)
+    raise Refused("not_permitted", action=action.value, unit_id=unit_id)
 
 
 def may(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> bool:

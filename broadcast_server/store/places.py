@@ -1,10 +1,10 @@
 """Rows of places: units, dated links, kinds, policies, groups, and the questions asked of the tree.
 
-A maintainer must not break: (1) a unit has at most one parent on any date, and no unit lies under itself; whoever writes links
-validates the whole tree with `domain.places` before the commit; (2) dates of links are local dates of the law, `[from, to)`;
-(3) the district is a row of `KINDS` with a closing date, never a case in code.
+A maintainer must not break: (1) a unit has at most one parent on any date, and no unit lies under itself: whoever
+writes links validates the whole tree (`load_tree`) before the commit; (2) dates of links are local dates of the law,
+`[from, to)`; (3) the district is a row of `KINDS` with a closing date, never a case in code.
 
-Source: Luật Tổ chức chính quyền địa phương 2025 (two tiers from 1 July 2025), Quyết định 19/2025/QĐ-TTg (codes of units).
+Source: Luật Tổ chức chính quyền địa phương 2025 (two tiers from 1 July 2025), Quyết định 19/2025/QĐ-TTg (unit codes).
 """
 
 from __future__ import annotations
@@ -85,16 +85,21 @@ def kind(session: Session, code: str) -> UnitKindRow | None:
 
 
 def unit(session: Session, unit_id: str) -> UnitRow:
-    """Raises `NotFound("unit_not_found")`."""
+    """Raises `NotFound("unknown_unit")`."""
     row = session.get(UnitRow, unit_id)
     if row is None:
-        raise NotFound("unit_not_found", unit=unit_id)
+        raise NotFound("unknown_unit", unit_id=unit_id)
     return row
 
 
 def units(session: Session, unit_ids: Collection[str]) -> dict[str, UnitRow]:
     """These units by id; unknown ids are left out."""
     return {row.id: row for row in session.scalars(select(UnitRow).where(UnitRow.id.in_(unit_ids)))}
+
+
+def units_of_kind(session: Session, kind_code: str) -> list[str]:
+    """Ids of all units of a kind."""
+    return list(session.scalars(select(UnitRow.id).where(UnitRow.kind == kind_code).order_by(UnitRow.id)))
 
 
 def parent_of(session: Session, unit_id: str, on: date) -> str | None:
@@ -113,9 +118,28 @@ def path_of(session: Session, unit_id: str, on: date) -> tuple[str, ...]:
     path = [unit(session, unit_id).id]
     while (above := parent_of(session, path[-1], on)) is not None:
         if above in path or len(path) > _DEEPEST:
-            raise Corrupt("place_loop", unit=unit_id)
+            raise Corrupt("place_loop", unit_id=unit_id)
         path.append(above)
     return tuple(path)
+
+
+def paths_of(session: Session, unit_ids: Collection[str], on: date) -> dict[str, tuple[str, ...]]:
+    """`path_of` for many units in one query per level."""
+    above: dict[str, str] = {}
+    to_ask = set(unit_ids)
+    while to_ask:
+        found = parents_on(session, to_ask, on)
+        above |= found
+        to_ask = set(found.values()) - above.keys()
+    paths: dict[str, tuple[str, ...]] = {}
+    for unit_id in unit_ids:
+        path = [unit_id]
+        while path[-1] in above:
+            if len(path) > _DEEPEST:
+                raise Corrupt("place_loop", unit_id=unit_id)
+            path.append(above[path[-1]])
+        paths[unit_id] = tuple(path)
+    return paths
 
 
 def subtree_query(roots: Collection[str], on: date) -> Select[tuple[str]]:
@@ -175,7 +199,10 @@ def list_units(
     after: str | None = None,
     limit: int = 100,
 ) -> list[UnitRow]:
-    """Units by id, those after `after`: within `roots`, lying directly in `parent_id`, of a kind, with `folded` in the name."""
+    """Units by id, those after `after`.
+
+    Within `roots`, lying directly in `parent_id`, of a kind, with `folded` (`types.fold`) in the name.
+    """
     query = select(UnitRow).order_by(UnitRow.id).limit(limit)
     if after is not None:
         query = query.where(UnitRow.id > after)
@@ -213,11 +240,10 @@ def parents_on(session: Session, unit_ids: Collection[str], on: date) -> dict[st
 def import_units(
     session: Session, units_in: Iterable[Mapping[str, Any]], links_in: Iterable[Mapping[str, Any]]
 ) -> tuple[int, int]:
-    """Insert the units and links that are not there yet (by id); how many of each are new."""
+    """Insert the units that are not there yet and the links of those; how many of each are new."""
     there = set(session.scalars(select(UnitRow.id)))
-    linked = set(session.scalars(select(UnitLinkRow.id)))
     new_units = [dict(row) for row in units_in if row["id"] not in there]
-    new_links = [dict(row) for row in links_in if row["id"] not in linked]
+    new_links = [dict(row) for row in links_in if row["unit_id"] not in there]
     upsert(session, UnitRow, new_units)
     upsert(session, UnitLinkRow, new_links)
     return len(new_units), len(new_links)
