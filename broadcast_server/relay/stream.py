@@ -63,7 +63,7 @@ class PacketEncoder:
             "compression_level": str(complexity),
             "frame_duration": "20",
             "application": "audio",
-            "vbr": "on",
+            "vbr": "constrained",
         }
         codec.open()
         self._codec = codec
