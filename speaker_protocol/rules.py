@@ -398,7 +398,7 @@ class AlertsView(Protocol):
     """The set of alerts of a node's places, and the stop-all latch."""
 
     @property
-    def stop_all(self) -> bool: ...
+    def stop_all(self) -> object | None: ...  # the latch; None or False: released
     @property
     def alerts(self) -> Sequence[AlertView]: ...
 
