@@ -272,27 +272,54 @@ def load_entries(
 ) -> tuple[ScheduledEntry, ...]:
     """Every occurrence whose own window shares an instant with `window`, by start and id.
 
-    `now`: for what has been revoked or withdrawn by now. `schedule_ids`: of these schedules only; `touching`: of those
-    that name one of these targets. For the timeline ask with a lead-in of a day.
+    `schedule_ids`: of these schedules only; `touching`: of those that name one of these targets. For the timeline ask
+    with a lead-in of a day. Nothing depends on `now` yet, which is why an `Expander` may keep what it made.
     """
-    wanted = _wanted(window, schedule_ids, touching)
-    rows = session.execute(select(*_COLUMNS).where(wanted).order_by(ScheduleRow.id)).all()
-    if not rows:
-        return ()
-    targets = _grouped_targets(
-        session.execute(
-            _joined(
-                select(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref), wanted
-            ).order_by(ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref)
-        )
-    )
-    exceptions = _exceptions(session, wanted)
-    shelf = _Shelf(session, wanted, {row.content_kind for row in rows}, now)
-    found: list[ScheduledEntry] = []
-    for row in rows:
-        found += _entries_of(row, targets.get(row.id, ()), exceptions.get(row.id, {}), shelf, window)
-    found.sort(key=lambda one: (one.entry.start, one.entry.id))
-    return tuple(found)
+    return Expander().load(session, window, now, schedule_ids=schedule_ids, touching=touching)
+
+
+class Expander:
+    """`load_entries` for who asks again and again: a schedule that did not change gives the very same entries.
+
+    The rows are read anew every time; only expanding them is spared. Not for two threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
+        self._window: Window | None = None
+
+    def load(
+        self,
+        session: Session,
+        window: Window,
+        now: datetime,  # noqa: ARG002 - see `load_entries`
+        *,
+        schedule_ids: Collection[str] | None = None,
+        touching: Collection[Target] | None = None,
+    ) -> tuple[ScheduledEntry, ...]:
+        """As `load_entries`."""
+        known = self._known if window == self._window else {}
+        wanted = _wanted(window, schedule_ids, touching)
+        rows = session.execute(select(*_COLUMNS).where(wanted).order_by(ScheduleRow.id)).all()
+        targets = _grouped_targets(session.execute(_of_schedules(_TARGETS, wanted).order_by(*_TARGETS)))
+        exceptions = _exceptions(session, wanted)
+        shelf = _Shelf(session, wanted, {row.content_kind for row in rows})
+        found: list[ScheduledEntry] = []
+        made_now: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
+        for row in rows:
+            made = _Made(tuple(row), targets.get(row.id, ()), exceptions.get(row.id, {}), *shelf.content(row))
+            before = known.get(row.id)
+            if before is None or before[0] != made:
+                before = made, list(_entries_of(row, made, shelf, window))
+            made_now[row.id] = before
+            found += before[1]
+        self._known, self._window = made_now, window
+        found.sort(key=_by_start)
+        return tuple(found)
+
+
+def _by_start(one: ScheduledEntry) -> tuple[datetime, str]:
+    return one.entry.start, one.entry.id
 
 
 _COLUMNS: Final = (
@@ -314,6 +341,17 @@ _COLUMNS: Final = (
     ScheduleRow.required,
     ScheduleRow.starts_at,
     ScheduleRow.ends_at,
+)
+
+
+_TARGETS: Final = (ScheduleTargetRow.schedule_id, ScheduleTargetRow.kind, ScheduleTargetRow.ref)
+_EXCEPTIONS: Final = (
+    ScheduleExceptionRow.schedule_id,
+    ScheduleExceptionRow.occurs_at,
+    ScheduleExceptionRow.kind,
+    ScheduleExceptionRow.moved_to,
+    ScheduleExceptionRow.length_ms,
+    ScheduleExceptionRow.cut_at,
 )
 
 
@@ -370,9 +408,9 @@ def _wanted(
     return wanted
 
 
-def _joined(query: Select[Any], wanted: ColumnElement[bool]) -> Select[Any]:
-    entity = query.column_descriptions[0]["entity"]
-    return query.join(ScheduleRow, ScheduleRow.id == entity.schedule_id).where(wanted)
+def _of_schedules(columns: Sequence[Any], wanted: ColumnElement[bool]) -> Select[Any]:
+    """Rows of a table of the schedule's own, `columns[0]` being their `schedule_id`."""
+    return select(*columns).join(ScheduleRow, ScheduleRow.id == columns[0]).where(wanted)
 
 
 def _grouped_targets(rows: Iterable[Any]) -> dict[str, tuple[Target, ...]]:
@@ -389,19 +427,7 @@ def _target(kind: str, ref: str) -> Target:
 
 def _exceptions(session: Session, wanted: ColumnElement[bool]) -> dict[str, dict[datetime, _Difference]]:
     found: dict[str, dict[datetime, _Difference]] = defaultdict(dict)
-    rows = session.execute(
-        _joined(
-            select(
-                ScheduleExceptionRow.schedule_id,
-                ScheduleExceptionRow.occurs_at,
-                ScheduleExceptionRow.kind,
-                ScheduleExceptionRow.moved_to,
-                ScheduleExceptionRow.length_ms,
-                ScheduleExceptionRow.cut_at,
-            ),
-            wanted,
-        )
-    )
+    rows = session.execute(_of_schedules(_EXCEPTIONS, wanted))
     for row in rows:
         found[row.schedule_id][row.occurs_at] = _Difference(row.kind, row.moved_to, row.length_ms, row.cut_at)
     return found
@@ -412,14 +438,18 @@ def _rule(text: str) -> Rule:
     return rule_from_dict(json.loads(text))
 
 
-def _entries_of(
-    row: Any,
-    targets: tuple[Target, ...],
-    exceptions: Mapping[datetime, _Difference],
-    shelf: _Shelf,
-    window: Window,
-) -> Iterator[ScheduledEntry]:
-    content = shelf.content(row)
+class _Made(NamedTuple):
+    """All that the entries of one schedule are made of; equal makings, equal entries."""
+
+    row: tuple[Any, ...]
+    targets: tuple[Target, ...]
+    exceptions: Mapping[datetime, _Difference]
+    content: _Content
+    feed: _Feed | None
+
+
+def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterator[ScheduledEntry]:
+    content, targets, exceptions = made.content, made.targets, made.exceptions
     source = SourceKind.RELAY if row.content_kind is ContentKind.FEED else SourceKind.RECORDED
     late = late_from_dict(row.late)
     is_feed = row.content_kind is ContentKind.FEED
@@ -470,9 +500,10 @@ def _entries_of(
 
 
 def _window_length(row: Any, sound: timedelta | None) -> timedelta:
-    asked = row.length_ms * _MS if row.length_ms is not None else None
+    asked: timedelta | None = row.length_ms * _MS if row.length_ms is not None else None
     lengths = [length for length in (asked, sound) if length is not None]
-    return (max(lengths) if lengths else _UNKNOWN_LENGTH) + row.max_wait_ms * _MS
+    wait: timedelta = row.max_wait_ms * _MS
+    return wait + (max(lengths) if lengths else _UNKNOWN_LENGTH)
 
 
 def _instants(
@@ -495,10 +526,7 @@ def _instants(
 class _Shelf:
     """All content the wanted schedules name, read with one query a kind."""
 
-    def __init__(
-        self, session: Session, wanted: ColumnElement[bool], kinds: Collection[ContentKind], now: datetime
-    ) -> None:
-        self._now = now
+    def __init__(self, session: Session, wanted: ColumnElement[bool], kinds: Collection[ContentKind]) -> None:
         self._spoken: dict[tuple[str, str], _Content] = {}
         self._contents: dict[tuple[ContentKind, str], _Content] = {}
         self._feeds: dict[str, _Feed] = {}
@@ -512,18 +540,18 @@ class _Shelf:
             self._read_feeds(session, _named(wanted, ContentKind.FEED))
             self._tree = places.load_tree(session)
 
-    def content(self, row: Any) -> _Content:
+    def content(self, row: Any) -> tuple[_Content, _Feed | None]:
         """What the schedule sounds in its language. Raises `Corrupt` when its content is gone."""
         content = self._contents.get((row.content_kind, row.content_id))
         if content is None:
             raise Corrupt("content_gone", schedule=row.id, content=row.content_id)
         if row.content_kind is not ContentKind.BULLETIN:
-            return content
+            return content, self._feeds.get(row.content_id)
         spoken = self._spoken.get((row.content_id, row.language))
         if spoken is not None:
-            return spoken
+            return spoken, None
         facts = {"language": row.language, "title": content.title}
-        return replace(content, blocked=Blocked(ConflictKind.APPROVAL_VOID, row.content_id, facts))
+        return replace(content, blocked=Blocked(ConflictKind.APPROVAL_VOID, row.content_id, facts)), None
 
     def blocked_at(self, row: Any, content: _Content, start: datetime, end: datetime) -> Blocked | None:
         """What is in the way of this one occurrence, although the content is good."""
@@ -606,7 +634,7 @@ class _Shelf:
 
     def _feed_block(self, feed: _Feed, unit_id: str, start: datetime, end: datetime) -> Blocked | None:
         facts: dict[str, Any] = {"title": feed.name, "successor_id": feed.successor_id}
-        if feed.revoked_at is not None and feed.revoked_at <= max(self._now, start):
+        if feed.revoked_at is not None and feed.revoked_at < end:
             return Blocked(ConflictKind.FEED_REVOKED, feed.id, facts)
         if not _covers(feed.valid_from, feed.valid_to, start, end):
             return Blocked(ConflictKind.OFFER_EXPIRES, feed.id, facts | _until(feed.valid_to))
@@ -618,7 +646,8 @@ class _Shelf:
             if offer.unit_id not in path:
                 continue
             last = offer
-            if offer.withdrawn_at is None and _covers(offer.valid_from, offer.valid_to, start, end):
+            is_withdrawn = offer.withdrawn_at is not None and offer.withdrawn_at < end
+            if not is_withdrawn and _covers(offer.valid_from, offer.valid_to, start, end):
                 return None
         if last is None:
             return Blocked(ConflictKind.NOT_OFFERED, feed.id, facts)
