@@ -1,6 +1,6 @@
 """A station's regulations (quy chế) as data, and what a coming day breaks of them.
 
-The 03:15 accident is the case this file exists for: nothing but an emergency sounds in quiet hours, whoever approved it.
+The 03:15 accident is why this file exists: nothing but an emergency sounds in quiet hours, whoever approved it.
 `check` looks at what *will sound* (resolved segments): a queue that slides past 22:00 is caught like a direct order.
 The node applies quiet hours and the maximum gain a second time from its signed config.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Protocol
 
@@ -323,7 +323,7 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
     }
 
 
-_FIELDS: Final = frozenset(policy_to_dict(DEFAULT_POLICY))
+_FIELDS: Final = frozenset(each.name for each in fields(StationPolicy))
 
 
 def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
