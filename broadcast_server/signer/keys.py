@@ -83,7 +83,7 @@ class FileSigner:
 
     async def key_statements(self, unit: str, *, issued_ms: int) -> tuple[bytes, ...]:
         """The delegations for `unit`: its own key, if it has one, and the server's key."""
-        speakers = [(self._server, SERVER_MAY)]
+        speakers: list[tuple[_Held, tuple[Kind, ...]]] = [(self._server, SERVER_MAY)]
         if unit in self._units:
             speakers.append((self._units[unit], UNIT_MAY))
         return tuple(

@@ -92,6 +92,7 @@ class ConflictKind(StrEnum):
     APPROVAL_VOID = "approval_void"
     ASSET_MISSING = "asset_missing"
     CONTENT_EXPIRED = "content_expired"
+    REFUSED_BY_POLICY = "refused_by_policy"
     PLAN_TOO_LARGE = "plan_too_large"
 
 

@@ -1,0 +1,420 @@
+"""The only translator between what the server means and what the wire says (live audio has its own, `relay.stream`).
+
+Nothing else in `playout` knows topics, bodies or envelopes. What nodes say is read here into plain values; whatever is not
+right is counted by reason and comes back as None, never as an exception.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+
+from broadcast_server.domain.clock import from_ms, to_ms
+from broadcast_server.domain.plan import Plan
+from broadcast_server.signer.port import Signer, SignRequest
+from speaker_protocol import messages, topics
+from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind
+
+STATUSES: Final = topics.NodeStatus.every()
+REPORTS: Final = topics.NodeReport.every()
+QUESTIONS: Final = topics.NodeTime.every()
+
+TimeQuestion = messages.TimeQuestionBody
+
+ACK_LIFE_MS: Final = 60_000
+STATE_LIFE_MS: Final = 30 * 24 * 3_600_000
+"""How long config and alert sets hold without renewal."""
+_MICRO: Final = timedelta(microseconds=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# -- plans ----------------------------------------------------------------------------------------------------------
+
+
+def pack_plan(plan: Plan) -> bytes:
+    """The body that every node of a target set receives."""
+    return messages.pack_plan_body(
+        messages.PlanBody(
+            segments=tuple(
+                messages.PlanSegment(
+                    entry_id=segment.entry_id,
+                    start_ms=to_ms(segment.start),
+                    end_ms=to_ms(segment.end),
+                    offset_ms=segment.offset // timedelta(milliseconds=1),
+                    klass=segment.klass,
+                    level=segment.level,
+                    source=segment.source,
+                    asset=segment.asset,
+                    stream=segment.stream,
+                    gain_db=segment.gain_db,
+                    approval=segment.approval,
+                )
+                for segment in plan.segments
+            ),
+            assets=tuple(
+                messages.PlanAsset(
+                    sha256=asset.hash,
+                    size_bytes=asset.size_bytes,
+                    duration_ms=asset.duration // timedelta(milliseconds=1),
+                )
+                for asset in plan.assets
+            ),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanToSend:
+    """One node's plan: the shared packed body and its place in the order."""
+
+    node_id: str
+    unit_id: str
+    packed: bytes
+    valid_from: datetime
+    valid_until: datetime
+    epoch: int
+    sequence: int
+
+
+async def plan_messages(signer: Signer, plans: Sequence[PlanToSend], *, now: datetime) -> list[tuple[str, bytes]]:
+    """Topic and payload for each plan, signed by the key of the node's unit."""
+    heads: dict[int, bytes] = {}
+    for plan in plans:
+        if id(plan.packed) not in heads:
+            heads[id(plan.packed)] = messages.plan_head(
+                plan.packed, valid_from_ms=to_ms(plan.valid_from), valid_until_ms=to_ms(plan.valid_until)
+            ).encode()
+    issued_ms = to_ms(now)
+    envelopes = await signer.sign_many(
+        [
+            SignRequest(
+                kind=Kind.PLAN,
+                unit=plan.unit_id,
+                target=plan.node_id,
+                issued_ms=issued_ms,
+                expires_ms=to_ms(plan.valid_until),
+                epoch=plan.epoch,
+                sequence=plan.sequence,
+                body=heads[id(plan.packed)],
+            )
+            for plan in plans
+        ]
+    )
+    return [
+        (str(topics.NodePlan(plan.node_id)), messages.join_plan(envelope, plan.packed))
+        for plan, envelope in zip(plans, envelopes, strict=True)
+    ]
+
+
+# -- config, alerts, keys ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StateToSend:
+    """A retained body for one node or unit. `body` is what is compared to know whether it changed."""
+
+    kind: Kind
+    owner: str
+    unit_id: str
+    body: bytes
+
+    @property
+    def topic(self) -> str:
+        """Where it is retained."""
+        return str(topics.NodeConfig(self.owner) if self.kind is Kind.CONFIG else topics.UnitAlert(self.owner))
+
+
+def node_config(
+    node_id: str,
+    unit_id: str,
+    *,
+    path: Sequence[str],
+    cluster_id: str,
+    groups: Sequence[str],
+    quiet_minutes: tuple[int, int],
+    max_gain_db: float,
+    cluster_config: Mapping[str, Any],
+    assets_url: str,
+    status_interval_s: int,
+) -> StateToSend:
+    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's config are left out."""
+    body = messages.NodeConfigBody(
+        path=tuple(path),
+        cluster=cluster_id,
+        groups=tuple(groups),
+        quiet_from_min=quiet_minutes[0],
+        quiet_to_min=quiet_minutes[1],
+        max_gain_db=max_gain_db,
+        volume=tuple(messages.VolumeStep.model_validate(step) for step in cluster_config.get("volume", ())),
+        delay_trim_ms=int(cluster_config.get("delay_trim_ms", 0)),
+        assets_url=assets_url,
+        status_interval_s=status_interval_s,
+    )
+    return StateToSend(Kind.CONFIG, node_id, unit_id, body.encode())
+
+
+def alert_set(unit_id: str, alerts: Iterable[Mapping[str, Any]], latch: tuple[str, datetime] | None) -> StateToSend:
+    """All that is in force for a unit; an empty set is a body too."""
+    body = messages.AlertSetBody(
+        alerts=tuple(messages.AlertBody.model_validate(alert) for alert in alerts),
+        stop_all=None if latch is None else messages.StopAllLatch(latch_id=latch[0], since_ms=to_ms(latch[1])),
+    )
+    return StateToSend(Kind.ALERTS, unit_id, unit_id, body.encode())
+
+
+async def state_messages(
+    signer: Signer, states: Sequence[StateToSend], *, now: datetime, epoch: int, sequence: int
+) -> list[tuple[str, bytes]]:
+    """Topic and payload for each retained state."""
+    issued_ms = to_ms(now)
+    envelopes = await signer.sign_many(
+        [
+            SignRequest(
+                kind=state.kind,
+                unit=state.unit_id,
+                target=state.owner,
+                issued_ms=issued_ms,
+                expires_ms=issued_ms + STATE_LIFE_MS,
+                epoch=epoch,
+                sequence=sequence,
+                body=state.body,
+            )
+            for state in states
+        ]
+    )
+    return [(state.topic, envelope) for state, envelope in zip(states, envelopes, strict=True)]
+
+
+async def key_messages(signer: Signer, units: Iterable[str], *, now: datetime) -> list[tuple[str, bytes]]:
+    """What the root says about the keys of each unit."""
+    return [
+        (str(topics.UnitKeys(unit)), messages.join_keys(await signer.key_statements(unit, issued_ms=to_ms(now))))
+        for unit in units
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderToSend:
+    """One true event for one node."""
+
+    order_id: str
+    node_id: str
+    unit_id: str
+    verb: str
+    seconds: int
+    expires_at: datetime
+
+
+async def order_message(
+    signer: Signer, order: OrderToSend, *, now: datetime, epoch: int, sequence: int
+) -> tuple[str, bytes]:
+    """Topic and payload of an order."""
+    body = messages.OrderBody(
+        order_id=order.order_id, verb=messages.OrderVerb(order.verb), seconds=order.seconds
+    ).encode()
+    (envelope,) = await signer.sign_many(
+        [
+            SignRequest(
+                kind=Kind.ORDER,
+                unit=order.unit_id,
+                target=order.node_id,
+                issued_ms=to_ms(now),
+                expires_ms=to_ms(order.expires_at),
+                epoch=epoch,
+                sequence=sequence,
+                body=body,
+            )
+        ]
+    )
+    return str(topics.NodeOrder(order.node_id)), envelope
+
+
+# -- what nodes say ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWord:
+    """A node's status, read."""
+
+    node_id: str
+    body: messages.StatusBody
+
+    @property
+    def plan_sha256(self) -> str | None:
+        """The body it follows."""
+        return self.body.plan_sha256
+
+    @property
+    def highest(self) -> tuple[int, int]:
+        """The highest epoch and sequence it obeyed."""
+        return self.body.highest
+
+    def row(self) -> dict[str, Any]:
+        """As `store.reports.save_statuses` wants it."""
+        return {
+            "node_id": self.node_id,
+            "link": self.body.link.value,
+            "boot_id": self.body.boot_id,
+            "plan_sha256": self.body.plan_sha256,
+            "highest_epoch": self.body.highest[0],
+            "highest_sequence": self.body.highest[1],
+            "sounding": self.body.sounding,
+            "body": self.body.model_dump(mode="json", exclude_none=True),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SignedReport:
+    """A report as it came, not believed yet."""
+
+    node_id: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report whose device signature holds."""
+
+    node_id: str
+    body: messages.ReportBody
+    raw: bytes
+
+    def row(self, *, received_at: datetime) -> dict[str, Any]:
+        """As `store.reports.save_reports` wants it."""
+        return {
+            "node_id": self.node_id,
+            "boot_id": self.body.boot_id,
+            "sequence": self.body.sequence,
+            "entry_id": self.body.entry_id[:120],
+            "segment_start": from_ms(self.body.segment_start_ms),
+            "received_at": received_at,
+            "body": self.body.model_dump(mode="json", exclude_none=True),
+            "envelope": self.raw,
+        }
+
+
+def _owner(topic: str, refused: Counter[str]) -> str | None:
+    try:
+        return topics.parse(topic).owner
+    except topics.TopicError:
+        refused["topic"] += 1
+        return None
+
+
+def read_status(topic: str, payload: bytes, refused: Counter[str]) -> NodeWord | None:
+    """A node's status or will; None and counted if it is not one."""
+    node_id = _owner(topic, refused)
+    if node_id is None:
+        return None
+    try:
+        return NodeWord(node_id, messages.decode(messages.StatusBody, payload))
+    except EnvelopeRefused as refusal:
+        refused[f"status_{refusal.reason}"] += 1
+        return None
+
+
+def read_report_topic(topic: str, payload: bytes, refused: Counter[str]) -> SignedReport | None:
+    """Who says it; what it says is read once the signer is known."""
+    node_id = _owner(topic, refused)
+    return None if node_id is None else SignedReport(node_id, payload)
+
+
+def read_question(topic: str, payload: bytes, refused: Counter[str]) -> tuple[str, TimeQuestion] | None:
+    """Who asks for the time, and with which nonce."""
+    node_id = _owner(topic, refused)
+    if node_id is None:
+        return None
+    try:
+        return node_id, messages.decode(messages.TimeQuestionBody, payload)
+    except EnvelopeRefused as refusal:
+        refused[f"question_{refusal.reason}"] += 1
+        return None
+
+
+@lru_cache(maxsize=20_000)
+def _device_ring(public_key: bytes) -> KeyRing:
+    return KeyRing(public_key)
+
+
+def believe_report(signed: SignedReport, public_key: bytes, refused: Counter[str]) -> Report | None:
+    """The report, if the node's own device key signed it. Its instants are evidence, not a condition: no expiry is judged."""
+    try:
+        envelope = _device_ring(public_key).verify(
+            signed.raw, kind=Kind.REPORT, target=signed.node_id, path=(), now_ms=None
+        )
+        return Report(signed.node_id, messages.decode(messages.ReportBody, envelope.body), signed.raw)
+    except EnvelopeRefused as refusal:
+        refused[f"report_{refusal.reason}"] += 1
+        return None
+
+
+def by_boot(believed: Iterable[Report]) -> dict[str, dict[str, list[int]]]:
+    """Sequence numbers by node and boot."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for report in believed:
+        found.setdefault(report.node_id, {}).setdefault(report.body.boot_id, []).append(report.body.sequence)
+    return found
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def ack_topic(node_id: str) -> str:
+    """Where a node is answered."""
+    return str(topics.NodeAck(node_id))
+
+
+async def report_ack(
+    signer: Signer, node_id: str, boot_id: str, sequences: Sequence[int], *, now: datetime, epoch: int
+) -> bytes:
+    """These entries are stored."""
+    body = messages.ReportAckBody(boot_id=boot_id, sequences=tuple(sequences[:500])).encode()
+    return await _ack(signer, node_id, body, now=now, epoch=epoch)
+
+
+async def time_answer(
+    signer: Signer,
+    node_id: str,
+    question: TimeQuestion,
+    *,
+    arrived: datetime,
+    now: Callable[[], datetime],
+    epoch: int,
+) -> bytes:
+    """When the question arrived and when this answer leaves. `now` is asked last, right before signing (about 0.1 ms)."""
+    leaves = now()
+    body = messages.TimeAnswerBody(
+        nonce=question.nonce,
+        asked_ns=question.sent_ns,
+        received_ns=_ns(arrived),
+        sent_ns=_ns(leaves),
+    ).encode()
+    return await _ack(signer, node_id, body, now=leaves, epoch=epoch)
+
+
+def _ns(instant: datetime) -> int:
+    return (instant - _EPOCH) // _MICRO * 1_000
+
+
+async def _ack(signer: Signer, node_id: str, body: bytes, *, now: datetime, epoch: int) -> bytes:
+    issued_ms = to_ms(now)
+    (envelope,) = await signer.sign_many(
+        [
+            SignRequest(
+                kind=Kind.ACK,
+                unit=None,
+                target=node_id,
+                issued_ms=issued_ms,
+                expires_ms=issued_ms + ACK_LIFE_MS,
+                epoch=epoch,
+                sequence=issued_ms,
+                body=body,
+            )
+        ]
+    )
+    return envelope
+

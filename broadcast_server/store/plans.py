@@ -1,0 +1,271 @@
+"""What was published to whom: the fleet's seats, plan bodies, plans in force and their acknowledgement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from broadcast_server.store.tables import (
+    AlertRow,
+    BroadcastRow,
+    ClusterRow,
+    ConflictRow,
+    FeedRow,
+    GroupMemberRow,
+    GroupRow,
+    NodePlanRow,
+    NodeRow,
+    NodeStatusRow,
+    PlanBodyRow,
+    PolicyRow,
+    StopAllRow,
+    UnitLinkRow,
+    UnitRow,
+)
+from broadcast_server.store.upsert import upsert
+from broadcast_server.store.words import ConflictKind, FeedKind
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """An active node where it sits. `config`: the cluster's own settings."""
+
+    node_id: str
+    unit_id: str
+    cluster_id: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPlan:
+    """The plan a node was last sent."""
+
+    body_sha256: str
+    epoch: int
+    sequence: int
+    valid_from: datetime
+    valid_until: datetime
+    published_at: datetime
+    acknowledged_at: datetime | None
+
+
+def seats(session: Session) -> tuple[Seat, ...]:
+    """All nodes that are not retired, in order of id."""
+    rows = session.execute(
+        select(NodeRow.id, ClusterRow.unit_id, NodeRow.cluster_id, ClusterRow.config)
+        .join(ClusterRow, ClusterRow.id == NodeRow.cluster_id)
+        .where(NodeRow.retired_at.is_(None))
+        .order_by(NodeRow.id)
+    )
+    return tuple(Seat(*row) for row in rows)
+
+
+def policies(session: Session) -> dict[str, dict[str, Any]]:
+    """The station policies that units stated themselves, by unit."""
+    return {row.unit_id: row.body for row in session.scalars(select(PolicyRow))}
+
+
+def published(session: Session) -> dict[str, PublishedPlan]:
+    """What every node was last sent."""
+    columns = (
+        NodePlanRow.body_sha256,
+        NodePlanRow.epoch,
+        NodePlanRow.sequence,
+        NodePlanRow.valid_from,
+        NodePlanRow.valid_until,
+        NodePlanRow.published_at,
+        NodePlanRow.acknowledged_at,
+    )
+    return {row[0]: PublishedPlan(*row[1:]) for row in session.execute(select(NodePlanRow.node_id, *columns))}
+
+
+def bodies(session: Session, hashes: Iterable[str]) -> dict[str, bytes]:
+    """Packed bodies by hash."""
+    rows = session.execute(
+        select(PlanBodyRow.sha256, PlanBodyRow.packed).where(PlanBodyRow.sha256.in_(tuple(hashes)))
+    )
+    return {sha256: packed for sha256, packed in rows}
+
+
+def record_published(
+    session: Session,
+    plans: Mapping[str, PublishedPlan],
+    new_bodies: Sequence[tuple[str, bytes, str]],
+    *,
+    now: datetime,
+) -> None:
+    """Write down what is about to be sent, before it is sent: a number that left must never be given again.
+
+    `new_bodies`: `(sha256, packed, digest of the domain plan)`.
+    """
+    upsert(
+        session,
+        PlanBodyRow,
+        [
+            {"sha256": sha256, "packed": packed, "digest": digest, "created_at": now}
+            for sha256, packed, digest in new_bodies
+        ],
+    )
+    upsert(
+        session,
+        NodePlanRow,
+        [
+            {
+                "node_id": node_id,
+                "body_sha256": plan.body_sha256,
+                "epoch": plan.epoch,
+                "sequence": plan.sequence,
+                "valid_from": plan.valid_from,
+                "valid_until": plan.valid_until,
+                "published_at": plan.published_at,
+                "acknowledged_at": plan.acknowledged_at,
+            }
+            for node_id, plan in plans.items()
+        ],
+        update=(
+            "body_sha256",
+            "epoch",
+            "sequence",
+            "valid_from",
+            "valid_until",
+            "published_at",
+            "acknowledged_at",
+        ),
+    )
+
+
+def acknowledge(session: Session, told: Mapping[str, str], *, now: datetime) -> None:
+    """Nodes said which body they follow: `told` is body hash by node."""
+    if not told:
+        return
+    statement = (
+        update(NodePlanRow)
+        .where(
+            NodePlanRow.node_id == bindparam("node"),
+            NodePlanRow.body_sha256 == bindparam("body"),
+            NodePlanRow.acknowledged_at.is_(None),
+        )
+        .values(acknowledged_at=now)
+    )
+    session.connection().execute(statement, [{"node": node, "body": body} for node, body in told.items()])
+
+
+def drop_unused_bodies(session: Session) -> None:
+    """Forget bodies that no node follows any more."""
+    used = select(NodePlanRow.body_sha256)
+    session.execute(delete(PlanBodyRow).where(PlanBodyRow.sha256.not_in(used)))
+
+
+def record_broadcasts(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Occurrences as planned; times and title follow a change, the identity stays."""
+    upsert(session, BroadcastRow, rows, update=("title", "starts_at", "ends_at", "asset_sha256", "approval"))
+
+
+def alerts_in_force(session: Session, *, now: datetime) -> dict[str, list[dict[str, Any]]]:
+    """Bodies of the alerts in force, by the unit they were launched for."""
+    rows = session.scalars(
+        select(AlertRow)
+        .where(AlertRow.cancelled_at.is_(None), AlertRow.expires_at > now)
+        .order_by(AlertRow.issued_at, AlertRow.id)
+    )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row.unit_id, []).append(row.body)
+    return found
+
+
+def latches(session: Session) -> dict[str, tuple[str, datetime]]:
+    """Stop-all latches in force: `(id, since)` of the oldest one by unit."""
+    rows = session.scalars(
+        select(StopAllRow).where(StopAllRow.released_at.is_(None)).order_by(StopAllRow.since.desc(), StopAllRow.id)
+    )
+    return {row.unit_id: (row.id, row.since) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSource:
+    """What the relay must know of a feed."""
+
+    feed_id: str
+    kind: FeedKind
+    url: str | None
+    mount: str | None
+
+
+def feed_sources(session: Session, feed_ids: Iterable[str]) -> dict[str, FeedSource]:
+    """Feeds that may still be relayed, by id."""
+    rows = session.execute(
+        select(FeedRow.id, FeedRow.kind, FeedRow.url, FeedRow.mount).where(
+            FeedRow.id.in_(tuple(feed_ids)), FeedRow.revoked_at.is_(None)
+        )
+    )
+    return {row[0]: FeedSource(*row) for row in rows}
+
+
+def fleet_mark(session: Session) -> tuple[int, ...]:
+    """Numbers that change whenever places, clusters, groups, nodes or policies do; cheap to ask."""
+
+    def of(*values: Any) -> Any:  # noqa: ANN401 - SQL expressions
+        return [select(value).scalar_subquery() for value in values]
+
+    row = session.execute(
+        select(
+            *of(func.count(UnitRow.id), func.coalesce(func.sum(UnitRow.version), 0)),
+            *of(func.count(UnitLinkRow.id), func.count(UnitLinkRow.valid_to)),
+            *of(func.count(ClusterRow.id), func.coalesce(func.sum(ClusterRow.version), 0)),
+            *of(func.count(ClusterRow.retired_at), func.count(NodeRow.id), func.count(NodeRow.retired_at)),
+            *of(func.count(GroupRow.id), func.coalesce(func.sum(GroupRow.version), 0), func.count(GroupMemberRow.group_id)),
+            *of(func.count(PolicyRow.unit_id), func.coalesce(func.sum(PolicyRow.version), 0)),
+        )
+    ).one()
+    return tuple(row)
+
+
+def overdue(session: Session, *, published_before: datetime) -> list[str]:
+    """Nodes that are online and have not said that they follow the plan they were sent before that instant."""
+    return list(
+        session.scalars(
+            select(NodePlanRow.node_id)
+            .join(NodeStatusRow, NodeStatusRow.node_id == NodePlanRow.node_id)
+            .where(
+                NodePlanRow.acknowledged_at.is_(None),
+                NodePlanRow.published_at < published_before,
+                NodeStatusRow.link == "online",
+            )
+            .order_by(NodePlanRow.node_id)
+        )
+    )
+
+
+PLANNED_CONFLICTS = (
+    ConflictKind.APPROVAL_VOID,
+    ConflictKind.ASSET_MISSING,
+    ConflictKind.CONTENT_EXPIRED,
+    ConflictKind.ENTRY_DROPPED,
+    ConflictKind.NOT_OFFERED,
+    ConflictKind.REFUSED_BY_POLICY,
+)
+"""What planning finds entry by entry; offers and feeds are watched as such (`control.feeds`)."""
+
+
+def note_conflicts(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> None:
+    """Open conflicts that are not open, close those of the same kinds that are gone. Rows: columns of `ConflictRow`."""
+    known = {
+        (row.schedule_id, row.kind, row.subject): row
+        for row in session.scalars(select(ConflictRow).where(ConflictRow.kind.in_(PLANNED_CONFLICTS)))
+    }
+    wanted = {(row["schedule_id"], row["kind"], row["subject"]): row for row in rows}
+    for key, row in wanted.items():
+        found = known.get(key)
+        if found is None:
+            session.add(ConflictRow(**row, opened_at=now, closed_at=None))
+        else:
+            found.affects_from, found.facts, found.closed_at = row["affects_from"], row["facts"], None
+    for key, found in known.items():
+        if key not in wanted and found.closed_at is None:
+            found.closed_at = now

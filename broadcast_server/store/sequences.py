@@ -1,0 +1,24 @@
+"""Sequence numbers of what is signed: they only rise, whatever is restored or restarted."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broadcast_server.store.tables import SequenceRow
+
+
+def take(session: Session, name: str, *, above: int = 0) -> int:
+    """The next number of `name`, greater than any given before and than `above`."""
+    row = session.get(SequenceRow, name, with_for_update=True)
+    if row is None:
+        row = SequenceRow(name=name, value=0, content=None)
+        session.add(row)
+    row.value = max(row.value, above) + 1
+    session.flush()
+    return row.value
+
+
+def last(session: Session, name: str) -> int:
+    """The number given last; 0 if none was."""
+    return session.scalar(select(SequenceRow.value).where(SequenceRow.name == name)) or 0
