@@ -125,12 +125,25 @@ def measure_pcm_argv() -> list[str]:
     return _compiled(measured.output(STDOUT, format="null"), log_level="info")
 
 
-def encode_pcm_argv(output: str, *, codec: str, kbps: int, rate_hz: int = SAMPLE_RATE_HZ) -> list[str]:
-    """PCM fed on stdin, as a file of `codec` (libmp3lame, libopus, aac, flac …): samples, stations, tests."""
+def encode_pcm_argv(
+    output: str,
+    *,
+    codec: str,
+    kbps: int,
+    rate_hz: int = SAMPLE_RATE_HZ,
+    channels: int = CHANNELS,
+    endless: bool = False,
+) -> list[str]:
+    """PCM fed on stdin, as a file of `codec` (libmp3lame, libopus, aac, flac …): samples, stations, tests.
+
+    `kbps` 0 leaves the rate to a lossless codec; `endless` writes an MP3 without header frames, fit to be repeated.
+    """
     heard = ffmpeg.input(STDIN, format="s16le", ar=SAMPLE_RATE_HZ, ac=CHANNELS, protocol_whitelist="pipe")
-    settings: dict[str, Any] = {"acodec": codec, "ar": rate_hz, "ac": CHANNELS, "map_metadata": -1}
+    settings: dict[str, Any] = {"acodec": codec, "ar": rate_hz, "ac": channels, "map_metadata": -1}
     if kbps:
         settings["audio_bitrate"] = f"{kbps}k"
+    if endless:
+        settings |= {"write_xing": 0, "id3v2_version": 0}
     written = heard.output(output, fflags="+bitexact", **{"flags:a": "+bitexact"}, **settings)
     return _compiled(written.overwrite_output())
 

@@ -58,7 +58,8 @@ def to_float(pcm: Pcm) -> Samples:
 def to_pcm(samples: Samples) -> Pcm:
     """float32 → int16, rounded to nearest, clipped at full scale."""
     scaled = np.rint(samples * np.float32(FULL_SCALE))
-    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+    pcm: Pcm = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+    return pcm
 
 
 def dbfs(amplitude: float) -> float:
