@@ -242,6 +242,14 @@ def enrolment_token(session: Session, secret: str) -> EnrolmentTokenRow | None:
     return session.scalar(select(EnrolmentTokenRow).where(EnrolmentTokenRow.secret_hash == secret_hash(secret)))
 
 
+def enrolment_token_row(session: Session, token_id: str) -> EnrolmentTokenRow:
+    """Raises `NotFound("unknown_enrolment_token")`."""
+    row = session.get(EnrolmentTokenRow, token_id)
+    if row is None:
+        raise NotFound("unknown_enrolment_token", token_id=token_id)
+    return row
+
+
 def list_enrolment_tokens(session: Session, unit_id: str, now: datetime) -> list[EnrolmentTokenRow]:
     """Tokens of the unit that can still be used, soonest to expire first."""
     return list(

@@ -1,0 +1,767 @@
+"""Verbs on the fleet: clusters and groups, enrolment of nodes by token, retirement, orders to single nodes.
+
+A maintainer must not break: (1) a secret (enrolment token, broker password, asset token) leaves this module once, in
+the answer that made it, and is stored as a hash; (2) one transaction takes a use from the token, retires the node it
+replaces and registers the new one, so a failed enrolment changes nothing; (3) a device key lives once: enrolling it
+again is a conflict until its node is retired; (4) a technician's tone obeys the quiet hours.
+
+The enrolment's answer is the agreement with the device's firmware; broker address and root key are facts that the
+engine room told the store (`store.facts`).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, time, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from broadcast_server.control import access
+from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.desk import Desk
+from broadcast_server.control.places import check_version, policy_view
+from broadcast_server.domain.clock import Chance, Window
+from broadcast_server.domain.errors import Conflict, Invalid, Refused
+from broadcast_server.domain.policy import QuietHours, policy_from_dict
+from broadcast_server.store import audit, facts, fleet, places
+from broadcast_server.store.people import secret_hash
+from broadcast_server.store.session import Session
+from broadcast_server.store.tables import (
+    ClusterRow,
+    EnrolmentTokenRow,
+    GroupRow,
+    NodeRow,
+    NodeStatusRow,
+    OutboxRow,
+)
+from broadcast_server.store.types import fold
+from broadcast_server.store.words import OutboxState
+
+LONGEST_TOKEN: Final = timedelta(days=90)
+MOST_USES: Final = 20_000
+MOST_GAIN_DB: Final = 12.0
+_CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}")
+
+
+# -- what a cluster's node is told ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStep:
+    """From this local minute of the day on, this gain, until the next step."""
+
+    from_minute: int
+    gain_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """The cluster's own settings.
+
+    `delay_trim_ms`: how much later (or earlier) it sounds, to meet its neighbours; `quiet`: hours of silence beside the
+    station's (a school, a hospital).
+    """
+
+    volume: tuple[VolumeStep, ...] = ()
+    delay_trim_ms: int = 0
+    quiet: tuple[QuietHours, ...] = ()
+
+    def __post_init__(self) -> None:
+        minutes = [step.from_minute for step in self.volume]
+        if minutes != sorted(set(minutes)):
+            raise Invalid("volume_steps_unordered", field="config.volume")
+        for number, step in enumerate(self.volume):
+            if not 0 <= step.from_minute < 24 * 60:
+                raise Invalid("minute_out_of_range", field=f"config.volume[{number}].from_minute")
+            if not -60.0 <= step.gain_db <= MOST_GAIN_DB:
+                raise Invalid("gain_out_of_range", field=f"config.volume[{number}].gain_db", most_db=MOST_GAIN_DB)
+        for number, hours in enumerate(self.quiet):
+            if hours.start == hours.end:
+                raise Invalid("empty_window", field=f"config.quiet[{number}]")
+        if not -2_000 <= self.delay_trim_ms <= 2_000:
+            raise Invalid("delay_trim_out_of_range", field="config.delay_trim_ms", most_ms=2_000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stored form: keys of the wire's node config, quiet hours as `domain.policy` writes them."""
+        return {
+            "volume": [{"from_minute": step.from_minute, "gain_db": step.gain_db} for step in self.volume],
+            "delay_trim_ms": self.delay_trim_ms,
+            "quiet": [
+                {"from": hours.start.isoformat("minutes"), "to": hours.end.isoformat("minutes")} for hours in self.quiet
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> ClusterConfig:
+        """The reverse of `to_dict`; what is missing is as by default."""
+        return cls(
+            tuple(VolumeStep(step["from_minute"], step["gain_db"]) for step in stored.get("volume", ())),
+            stored.get("delay_trim_ms", 0),
+            tuple(
+                QuietHours(time.fromisoformat(hours["from"]), time.fromisoformat(hours["to"]))
+                for hours in stored.get("quiet", ())
+            ),
+        )
+
+
+# -- clusters ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewCluster:
+    """A cluster to enter. `code`: short, unique in its unit; None: the next `C01`, `C02`, …"""
+
+    unit_id: str
+    name: str | None = None
+    code: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    config: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterChange:
+    """What changes; None: stays."""
+
+    name: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    config: ClusterConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """A cluster and the node that drives it now."""
+
+    cluster: ClusterRow
+    node_id: str | None
+
+
+async def create_cluster(desk: Desk, actor: Actor, request: NewCluster) -> ClusterView:
+    """Enter a cluster. Raises `Conflict("cluster_code_taken")`."""
+    now = desk.clock.now()
+    cluster_id = desk.chance.new_id()
+    _position(request.latitude, request.longitude)
+
+    def work(session: Session) -> ClusterView:
+        access.authorize(session, actor, Action.CLUSTER_EDIT, request.unit_id, at=now)
+        row = _new_cluster(session, cluster_id, request, now)
+        _tell(session, actor.login, "cluster.create", row, now, {"code": row.code, "name": row.name})
+        return ClusterView(row, None)
+
+    return await desk.store.begin(work)
+
+
+async def update_cluster(
+    desk: Desk, actor: Actor, cluster_id: str, change: ClusterChange, *, version: int | None = None
+) -> ClusterView:
+    """Change a cluster. Raises `Conflict("version_changed")` when somebody was faster."""
+    now = desk.clock.now()
+    _position(change.latitude, change.longitude)
+
+    def work(session: Session) -> ClusterView:
+        row = fleet.cluster(session, cluster_id)
+        only_volume = change.config is not None and change.name is None and change.latitude is None
+        access.authorize(session, actor, Action.VOLUME_SET if only_volume else Action.CLUSTER_EDIT, row.unit_id, at=now)
+        check_version(row.version, version)
+        detail: dict[str, Any] = {}
+        if change.name is not None:
+            detail["name"] = {"before": row.name, "after": change.name}
+            row.name, row.name_folded = _name(change.name), fold(change.name)
+        if change.latitude is not None:
+            row.latitude, row.longitude = change.latitude, change.longitude
+            detail["position"] = [row.latitude, row.longitude]
+        if change.config is not None:
+            detail["config"] = {"before": row.config, "after": change.config.to_dict()}
+            row.config = change.config.to_dict()
+        row.version += 1
+        _tell(session, actor.login, "cluster.update", row, now, detail)
+        return _cluster_view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def retire_cluster(desk: Desk, actor: Actor, cluster_id: str, *, version: int | None = None) -> ClusterView:
+    """Take a cluster out of service, its node with it; its play log stays. Raises `Conflict("cluster_retired")`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> ClusterView:
+        row = fleet.cluster(session, cluster_id)
+        access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
+        _in_service(row)
+        check_version(row.version, version)
+        for node in fleet.live_nodes_of_clusters(session, [row.id]).values():
+            _retire(session, actor.login, node, now, "cluster_retired")
+        row.retired_at = now
+        row.version += 1
+        _tell(session, actor.login, "cluster.retire", row, now, {})
+        return ClusterView(row, None)
+
+    return await desk.store.begin(work)
+
+
+async def get_cluster(desk: Desk, actor: Actor, cluster_id: str) -> ClusterView:
+    """One cluster."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> ClusterView:
+        row = fleet.cluster(session, cluster_id)
+        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        return _cluster_view(session, row)
+
+    return await desk.store.read(work)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterQuery:
+    """Which clusters: within a unit's subtree, with `name` in the name or as the code."""
+
+    within: str | None = None
+    name: str | None = None
+    retired: bool = False
+    after: str | None = None
+    limit: int = 100
+
+
+async def list_clusters(desk: Desk, actor: Actor, query: ClusterQuery) -> list[ClusterView]:
+    """Clusters the actor may see, by id."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[ClusterView]:
+        roots = roots_for(session, actor, Action.READ, query.within, now)
+        rows = fleet.list_clusters(
+            session,
+            roots,
+            places.local_date(now),
+            folded=fold(query.name) if query.name else None,
+            retired=query.retired,
+            after=query.after,
+            limit=query.limit,
+        )
+        nodes = fleet.live_nodes_of_clusters(session, [row.id for row in rows])
+        return [ClusterView(row, nodes[row.id].id if row.id in nodes else None) for row in rows]
+
+    return await desk.store.read(work)
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A named set of clusters of one unit."""
+
+    group: GroupRow
+    cluster_ids: tuple[str, ...]
+
+
+async def create_group(desk: Desk, actor: Actor, unit_id: str, name: str, cluster_ids: tuple[str, ...]) -> GroupView:
+    """Name a set of clusters that lie in the unit's subtree. Raises `Invalid("unknown_cluster")`."""
+    now = desk.clock.now()
+    group_id = desk.chance.new_id()
+
+    def work(session: Session) -> GroupView:
+        access.authorize(session, actor, Action.CLUSTER_EDIT, unit_id, at=now)
+        row = GroupRow(id=group_id, unit_id=unit_id, name=_name(name), created_at=now, version=1)
+        session.add(row)
+        session.flush()
+        _set_members(session, row, cluster_ids, now)
+        _audit(session, actor.login, "group.create", unit_id, f"group/{group_id}", now, {"name": row.name})
+        return _group_view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def update_group(
+    desk: Desk,
+    actor: Actor,
+    group_id: str,
+    *,
+    name: str | None = None,
+    cluster_ids: tuple[str, ...] | None = None,
+    version: int | None = None,
+) -> GroupView:
+    """Rename a group or say anew who is in it; None: stays."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> GroupView:
+        row = fleet.group(session, group_id)
+        access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
+        check_version(row.version, version)
+        if name is not None:
+            row.name = _name(name)
+        if cluster_ids is not None:
+            _set_members(session, row, cluster_ids, now)
+        row.version += 1
+        detail = {"name": row.name, "clusters": None if cluster_ids is None else len(cluster_ids)}
+        _audit(session, actor.login, "group.update", row.unit_id, f"group/{row.id}", now, detail)
+        return _group_view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def get_group(desk: Desk, actor: Actor, group_id: str) -> GroupView:
+    """One group."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> GroupView:
+        row = fleet.group(session, group_id)
+        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        return _group_view(session, row)
+
+    return await desk.store.read(work)
+
+
+async def list_groups(
+    desk: Desk, actor: Actor, *, within: str | None = None, after: str | None = None, limit: int = 100
+) -> list[GroupView]:
+    """Groups the actor may see, by id."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[GroupView]:
+        roots = roots_for(session, actor, Action.READ, within, now)
+        rows = fleet.list_groups(session, roots, places.local_date(now), after=after, limit=limit)
+        members = fleet.members_of(session, [row.id for row in rows])
+        return [GroupView(row, members[row.id]) for row in rows]
+
+    return await desk.store.read(work)
+
+
+# -- enrolment --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewEnrolmentToken:
+    """The right to enrol `uses` nodes for one unit, for so long."""
+
+    unit_id: str
+    uses: int = 1
+    valid_for: timedelta = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentTicket:
+    """A token with its secret, which is told only here."""
+
+    token: EnrolmentTokenRow
+    secret: str
+
+
+async def create_enrolment_token(desk: Desk, actor: Actor, request: NewEnrolmentToken) -> EnrolmentTicket:
+    """Make a token. Raises `Invalid` on too many uses or too long a life."""
+    now = desk.clock.now()
+    token_id = desk.chance.new_id()
+    secret = new_secret(desk.chance, "enr_")
+    if not 1 <= request.uses <= MOST_USES:
+        raise Invalid("uses_out_of_range", field="uses", most=MOST_USES)
+    if not timedelta(0) < request.valid_for <= LONGEST_TOKEN:
+        raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=int(LONGEST_TOKEN.total_seconds()))
+
+    def work(session: Session) -> EnrolmentTicket:
+        access.authorize(session, actor, Action.NODE_ENROL, request.unit_id, at=now)
+        row = EnrolmentTokenRow(
+            id=token_id,
+            unit_id=request.unit_id,
+            secret_hash=secret_hash(secret),
+            uses_left=request.uses,
+            expires_at=now + request.valid_for,
+            created_by=actor.login,
+            created_at=now,
+        )
+        session.add(row)
+        detail = {"uses": request.uses, "expires_at": row.expires_at.isoformat()}
+        subject = f"enrolment_token/{token_id}"
+        _audit(session, actor.login, "enrolment_token.create", request.unit_id, subject, now, detail)
+        return EnrolmentTicket(row, secret)
+
+    return await desk.store.begin(work)
+
+
+async def list_enrolment_tokens(desk: Desk, actor: Actor, unit_id: str) -> list[EnrolmentTokenRow]:
+    """The unit's tokens that can still be used."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[EnrolmentTokenRow]:
+        access.authorize(session, actor, Action.NODE_ENROL, unit_id, at=now)
+        return fleet.list_enrolment_tokens(session, unit_id, now)
+
+    return await desk.store.read(work)
+
+
+async def void_enrolment_token(desk: Desk, actor: Actor, token_id: str) -> None:
+    """Make a token worthless. Raises `NotFound("unknown_enrolment_token")`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> None:
+        row = fleet.enrolment_token_row(session, token_id)
+        access.authorize(session, actor, Action.NODE_ENROL, row.unit_id, at=now)
+        row.uses_left = 0
+        _audit(session, actor.login, "enrolment_token.void", row.unit_id, f"enrolment_token/{row.id}", now, {})
+
+    await desk.store.begin(work)
+
+
+@dataclass(frozen=True, slots=True)
+class Enrol:
+    """What a device says of itself. `public_key`: its Ed25519 key, 64 lower-case hex digits."""
+
+    token: str
+    public_key: str
+    hardware: str
+    firmware: str
+    cluster_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What a device needs to begin; the two secrets are told only here. `path`: unit ids, own first, root last."""
+
+    node_id: str
+    cluster_id: str
+    broker: Mapping[str, Any]
+    password: str
+    root_public_key: str
+    path: tuple[str, ...]
+    assets_url: str
+    asset_token: str
+    server_time: datetime
+    replaced_node_id: str | None
+
+
+async def enrol(desk: Desk, request: Enrol) -> Enrolled:
+    """Register a device as the node of a cluster of the token's unit. The token is the only authority.
+
+    Without a `cluster_code` a new cluster is made; with the code of a cluster that has a node, that node is retired.
+    Raises `Refused("enrolment_token_unknown" | "enrolment_token_expired" | "enrolment_token_spent")`,
+    `Invalid("public_key_invalid")`, `Conflict("node_already_enrolled" | "cluster_retired")`, and
+    `Unavailable("fact_unknown")` before the server first ran.
+    """
+    now = desk.clock.now()
+    if not _PUBLIC_KEY.fullmatch(request.public_key):
+        raise Invalid("public_key_invalid", field="public_key")
+    node_id, cluster_id = desk.chance.new_id(), desk.chance.new_id()
+    password, asset_token = new_secret(desk.chance, ""), new_secret(desk.chance, "ast_")
+    line = fleet.mosquitto_password_line(node_id, password, desk.chance.token_bytes(12))
+
+    def work(session: Session) -> Enrolled:
+        token = _spend(session, request.token, now)
+        told_by = f"enrolment_token/{token.id}"
+        known = fleet.live_node_of_key(session, request.public_key)
+        if known is not None:
+            raise Conflict("node_already_enrolled", field="public_key", node_id=known.id)
+        cluster = _cluster_to_drive(session, token.unit_id, request.cluster_code, cluster_id, told_by, now)
+        replaced = fleet.live_nodes_of_clusters(session, [cluster.id]).get(cluster.id)
+        if replaced is not None:
+            _retire(session, told_by, replaced, now, "replaced")
+        row = NodeRow(
+            id=node_id,
+            unit_id=cluster.unit_id,
+            cluster_id=cluster.id,
+            public_key=request.public_key,
+            hardware=request.hardware[:120],
+            firmware=request.firmware[:120],
+            broker_password_line=line,
+            asset_token_hash=secret_hash(asset_token),
+            enrolled_at=now,
+        )
+        session.add(row)
+        session.flush()
+        detail = {
+            "cluster_id": cluster.id,
+            "public_key": request.public_key,
+            "hardware": row.hardware,
+            "replaced": None if replaced is None else replaced.id,
+        }
+        _audit(session, told_by, "node.enrol", row.unit_id, f"node/{node_id}", now, detail)
+        return Enrolled(
+            node_id=node_id,
+            cluster_id=cluster.id,
+            broker=facts.get(session, facts.BROKER),
+            password=password,
+            root_public_key=facts.get(session, facts.ROOT_PUBLIC_KEY)["hex"],
+            path=places.path_of(session, cluster.unit_id, places.local_date(now)),
+            assets_url=f"{facts.get(session, facts.PUBLIC_URL)['url']}/api/v1/assets",
+            asset_token=asset_token,
+            server_time=now,
+            replaced_node_id=None if replaced is None else replaced.id,
+        )
+
+    return await desk.store.begin(work)
+
+
+def _spend(session: Session, secret: str, now: datetime) -> EnrolmentTokenRow:
+    row = fleet.enrolment_token(session, secret)
+    if row is None:
+        raise Refused("enrolment_token_unknown", field="token")
+    if row.expires_at <= now:
+        raise Refused("enrolment_token_expired", field="token", expired_at=row.expires_at.isoformat())
+    if row.uses_left <= 0:
+        raise Refused("enrolment_token_spent", field="token")
+    row.uses_left -= 1
+    return row
+
+
+def _cluster_to_drive(
+    session: Session, unit_id: str, code: str | None, new_id: str, told_by: str, now: datetime
+) -> ClusterRow:
+    if code is not None:
+        row = fleet.cluster_of_code(session, unit_id, code)
+        if row is not None:
+            _in_service(row)
+            return row
+    row = _new_cluster(session, new_id, NewCluster(unit_id, code=code), now)
+    _tell(session, told_by, "cluster.create", row, now, {"code": row.code, "name": row.name})
+    return row
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node, its cluster, and its last word; `status` None: never heard of."""
+
+    node: NodeRow
+    cluster: ClusterRow
+    status: NodeStatusRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeQuery:
+    """Which nodes: within a unit's subtree, of one cluster, whose last `link` was `online` or `offline`."""
+
+    within: str | None = None
+    cluster_id: str | None = None
+    link: str | None = None
+    retired: bool = False
+    after: str | None = None
+    limit: int = 100
+
+
+async def list_nodes(desk: Desk, actor: Actor, query: NodeQuery) -> list[NodeView]:
+    """Nodes the actor may see, by id."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[NodeView]:
+        seen = fleet.list_nodes(
+            session,
+            roots_for(session, actor, Action.READ, query.within, now),
+            places.local_date(now),
+            cluster_id=query.cluster_id,
+            link=query.link,
+            retired=query.retired,
+            after=query.after,
+            limit=query.limit,
+        )
+        return [NodeView(*one) for one in seen]
+
+    return await desk.store.read(work)
+
+
+async def get_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
+    """One node, retired or not."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> NodeView:
+        row = fleet.node(session, node_id)
+        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        (seen,) = fleet.list_nodes(session, None, places.local_date(now), node_id=node_id, retired=True)
+        return NodeView(*seen)
+
+    return await desk.store.read(work)
+
+
+async def retire_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
+    """Take a node out of service; its cluster stays. Raises `Conflict("node_retired")`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> NodeView:
+        row = fleet.node(session, node_id)
+        access.authorize(session, actor, Action.NODE_RETIRE, row.unit_id, at=now)
+        _node_in_service(row)
+        _retire(session, actor.login, row, now, "retired")
+        (seen,) = fleet.list_nodes(session, None, places.local_date(now), node_id=node_id, retired=True)
+        return NodeView(*seen)
+
+    return await desk.store.begin(work)
+
+
+# -- orders -----------------------------------------------------------------------------------------------------------
+
+
+class OrderVerb(StrEnum):
+    """What may be ordered of one node; the words of the wire."""
+
+    IDENTIFY = "identify"
+    TEST_TONE = "test_tone"
+    REBOOT = "reboot"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Do this once, within `expires_in`. `seconds`: how long it sounds or blinks."""
+
+    node_id: str
+    verb: OrderVerb
+    seconds: int = 5
+    expires_in: timedelta = timedelta(seconds=60)
+
+
+async def order_node(desk: Desk, actor: Actor, request: Order) -> OutboxRow:
+    """Put an order into the outbox. Raises `Refused("quiet_hours")` for a tone at night, `Conflict("node_retired")`."""
+    now = desk.clock.now()
+    order_id = desk.chance.new_id()
+    if not 0 <= request.seconds <= 60:
+        raise Invalid("seconds_out_of_range", field="seconds", most=60)
+    if not timedelta(0) < request.expires_in <= timedelta(minutes=10):
+        raise Invalid("lifetime_out_of_range", field="expires_in_s", most_s=600)
+
+    def work(session: Session) -> OutboxRow:
+        node = fleet.node(session, request.node_id)
+        needed = Action.NODE_RETIRE if request.verb is OrderVerb.REBOOT else Action.NODE_ORDER
+        access.authorize(session, actor, needed, node.unit_id, at=now)
+        _node_in_service(node)
+        if request.verb is OrderVerb.TEST_TONE:
+            _not_at_night(session, node, Window(now, now + request.expires_in + timedelta(seconds=request.seconds)))
+        row = OutboxRow(
+            id=order_id,
+            node_id=node.id,
+            unit_id=node.unit_id,
+            subject=f"order/{order_id}",
+            body={"order_id": order_id, "verb": request.verb.value, "seconds": request.seconds},
+            state=OutboxState.PENDING,
+            attempts=0,
+            due_at=now,
+            expires_at=now + request.expires_in,
+            created_at=now,
+        )
+        session.add(row)
+        detail = {"verb": request.verb.value, "seconds": request.seconds, "order_id": order_id}
+        _audit(session, actor.login, "node.order", node.unit_id, f"node/{node.id}", now, detail)
+        return row
+
+    return await desk.store.begin(work)
+
+
+async def list_orders(desk: Desk, actor: Actor, node_id: str) -> list[OutboxRow]:
+    """The node's latest orders and what became of them."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[OutboxRow]:
+        row = fleet.node(session, node_id)
+        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        return list(fleet.orders_of(session, node_id))
+
+    return await desk.store.read(work)
+
+
+def _not_at_night(session: Session, node: NodeRow, sounding: Window) -> None:
+    policy = policy_from_dict(policy_view(session, node.unit_id, sounding.start).body)
+    own = ClusterConfig.from_dict(fleet.cluster(session, node.cluster_id).config).quiet
+    for hours in (*policy.quiet_of(node.cluster_id), *own):
+        if any(True for _ in hours.windows(sounding)):
+            raise Refused("quiet_hours", unit_id=node.unit_id, fix="wait_for_day")
+
+
+# -- shared -----------------------------------------------------------------------------------------------------------
+
+
+def new_secret(chance: Chance, prefix: str) -> str:
+    """A secret of 192 bits in URL-safe letters. The prefix says what it is, to people and to secret scanners."""
+    return prefix + base64.urlsafe_b64encode(chance.token_bytes(24)).decode()
+
+
+def roots_for(
+    session: Session, actor: Actor, action: Action, within: str | None, now: datetime
+) -> frozenset[str] | None:
+    """Subtrees a list may show: all the actor may see, or `within` after asking whether that is allowed."""
+    if within is None:
+        return access.scope(session, actor, action, at=now)
+    access.authorize(session, actor, action, within, at=now)
+    return frozenset({within})
+
+
+def _new_cluster(session: Session, cluster_id: str, request: NewCluster, now: datetime) -> ClusterRow:
+    number = fleet.free_cluster_number(session, request.unit_id)
+    code = request.code or f"C{number:02d}"
+    if not _CODE.fullmatch(code):
+        raise Invalid("cluster_code_invalid", field="code")
+    if fleet.cluster_of_code(session, request.unit_id, code) is not None:
+        raise Conflict("cluster_code_taken", field="code", code_taken=code)
+    name = _name(request.name or (f"Cụm {number:02d}" if request.code is None else f"Cụm {code}"))
+    row = ClusterRow(
+        id=cluster_id,
+        unit_id=request.unit_id,
+        code=code,
+        name=name,
+        name_folded=fold(name),
+        latitude=request.latitude,
+        longitude=request.longitude,
+        config=request.config.to_dict(),
+        created_at=now,
+        version=1,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _set_members(session: Session, group: GroupRow, cluster_ids: tuple[str, ...], now: datetime) -> None:
+    inside = places.subtree_of(session, {group.unit_id}, places.local_date(now))
+    for number, cluster_id in enumerate(cluster_ids):
+        row = session.get(ClusterRow, cluster_id)
+        if row is None or row.retired_at is not None or row.unit_id not in inside:
+            raise Invalid("unknown_cluster", field=f"cluster_ids[{number}]", cluster_id=cluster_id)
+    fleet.set_members(session, group.id, cluster_ids)
+
+
+def _group_view(session: Session, row: GroupRow) -> GroupView:
+    return GroupView(row, fleet.members_of(session, [row.id])[row.id])
+
+
+def _cluster_view(session: Session, row: ClusterRow) -> ClusterView:
+    node = fleet.live_nodes_of_clusters(session, [row.id]).get(row.id)
+    return ClusterView(row, None if node is None else node.id)
+
+
+def _retire(session: Session, told_by: str, row: NodeRow, now: datetime, why: str) -> None:
+    fleet.retire_node(session, row, now)
+    _audit(session, told_by, "node.retire", row.unit_id, f"node/{row.id}", now, {"why": why})
+
+
+def _in_service(row: ClusterRow) -> None:
+    if row.retired_at is not None:
+        raise Conflict("cluster_retired", cluster_id=row.id)
+
+
+def _node_in_service(row: NodeRow) -> None:
+    if row.retired_at is not None:
+        raise Conflict("node_retired", node_id=row.id)
+
+
+def _position(latitude: float | None, longitude: float | None) -> None:
+    if (latitude is None) != (longitude is None):
+        raise Invalid("position_incomplete", field="latitude")
+    if latitude is not None and longitude is not None and not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise Invalid("position_out_of_range", field="latitude")
+
+
+def _name(name: str) -> str:
+    kept = " ".join(name.split())
+    if not kept or len(kept) > 120:
+        raise Invalid("name_invalid", field="name")
+    return kept
+
+
+def _tell(session: Session, told_by: str, verb: str, row: ClusterRow, now: datetime, detail: dict[str, Any]) -> None:
+    _audit(session, told_by, verb, row.unit_id, f"cluster/{row.id}", now, detail)
+
+
+def _audit(
+    session: Session, told_by: str, verb: str, unit_id: str, subject: str, now: datetime, detail: dict[str, Any]
+) -> None:
+    audit.append(session, now=now, actor=told_by, verb=verb, unit_id=unit_id, subject=subject, detail=detail)
