@@ -43,7 +43,7 @@ def find_client(client: SourceClient) -> str | None:
 
 
 def ffmpeg_argv(mount: Mount, sound: Path) -> list[str]:
-    """ffmpeg copies the MP3 in real time: `PUT` with `Expect: 100-continue`."""
+    """Copy the MP3 in real time: `PUT` with `Expect: 100-continue`."""
     address = f"icecast://{mount.user}:{mount.password}@{mount.host}:{mount.port}/{mount.mount}"
     return [
         "ffmpeg", "-nostdin", "-hide_banner", "-v", "error", "-re", "-stream_loop", "-1", "-i", f"file:{sound}",
@@ -52,12 +52,12 @@ def ffmpeg_argv(mount: Mount, sound: Path) -> list[str]:
 
 
 def liquidsoap_script(mount: Mount, sound: Path) -> str:
-    """liquidsoap decodes, and encodes Ogg Vorbis anew; `SOURCE` unless told otherwise."""
+    """Let liquidsoap decode, and encode Ogg Vorbis anew; `SOURCE` unless told otherwise."""
     return "\n".join(
         (
-            "settings.init.allow_root := true",
-            "settings.log.stdout := true",
-            "settings.log.level := 3",
+            "settings.init.allow_root.set(true)",
+            "settings.log.stdout.set(true)",
+            "settings.log.level.set(3)",
             f"radio = mksafe(single({_quoted(str(sound))}))",
             "output.icecast(%vorbis(samplerate=44100, channels=2, quality=0.3),",
             f"  host={_quoted(mount.host)}, port={mount.port}, user={_quoted(mount.user)},",
@@ -68,7 +68,7 @@ def liquidsoap_script(mount: Mount, sound: Path) -> str:
 
 
 def ezstream_config(mount: Mount, sound: Path) -> str:
-    """ezstream (libshout) sends the file as it is, in real time."""
+    """Have ezstream (libshout) send the file as it is, in real time."""
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <ezstream>
   <servers>

@@ -689,6 +689,8 @@ class PushFeed(_Feed):
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """See `FrameSource.blocks`. One listener at a time: a second waits until the first has closed."""
         async with self._listening:
+            self._sounding_since_s, self._silent_since_s = None, self._clock.monotonic()
+            self._enter(FeedState.CONNECTING)
             while True:
                 if self._connection is None:
                     self._enter_waiting()
