@@ -1,4 +1,4 @@
-"""`./scripts/bench [NAME …] [--json FILE] [--list]`: run benchmarks, each in a process of its own, and judge their bars.
+"""`./scripts/bench [NAME …] [--json FILE] [--list]`: run benchmarks, each in its own process, and judge their bars.
 
 A benchmark is a module here with `run() -> {"name", "figures": {…}, "bars": [{"what", "value", "bar", "holds"}]}`.
 Exit 0 only if every bar of every benchmark asked for holds. What is missing (a module, a peer program, a run that

@@ -25,7 +25,7 @@ _SECRET_NAMES = re.compile(
 _URL = re.compile(r"\b([a-z][a-z0-9+.-]{1,20})://(?:[^\s/?#@'\"]*@)?([^\s/?#'\"<>]*)([/?#][^\s'\"<>]*)?", re.IGNORECASE)
 _BEARER = re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    r"\b((?:source_?)?pass(?:word|wd)?|secret|(?:access_?|api_?)?token|api_?key|authorization)(\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&]+)",
+    r"\b((?:source_?)?pass(?:word|wd)?|secret|(?:access_?|api_?)?token|api_?key|authorization)(\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic)\s+)?[^\s,;&]+)",
     re.IGNORECASE,
 )
 _LOUD_LIBRARIES = ("httpx", "httpcore", "apscheduler", "amqtt", "transitions", "alembic", "asyncio")
