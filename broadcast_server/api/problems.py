@@ -28,6 +28,16 @@ log = get_logger()
 
 MEDIA_TYPE: Final = "application/problem+json"
 
+SECURITY_HEADERS: Final[Mapping[str, str]] = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""On every answer (`api.front`), and set here as well because an unforeseen error is answered outside of the front."""
+
 _STATUS: Final[Mapping[type[BroadcastError], int]] = {
     Invalid: 422,
     Refused: 403,
@@ -121,7 +131,7 @@ def respond(
         facts=facts or None,
         errors=list(errors) if errors else None,
     )
-    sent = {"Content-Language": locale.value, "Vary": "Accept-Language", **(headers or {})}
+    sent = {**SECURITY_HEADERS, "Content-Language": locale.value, "Vary": "Accept-Language", **(headers or {})}
     if status == 401:
         sent["WWW-Authenticate"] = 'Bearer realm="loa"'
     if status == 503:

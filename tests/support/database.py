@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.store.session import BUSY_TIMEOUT_MS, Store
+from broadcast_server.store.tables import Base
 from broadcast_server.supervise import Executor, InlineExecutor, SystemChance
 from tests.support.clock import FakeClock
 from tests.support.postgres import PrivatePostgres, private_postgres, why_not
@@ -42,8 +43,6 @@ async def a_store(
     )
     try:
         if create:
-            from broadcast_server.store.tables import Base
-
             Base.metadata.create_all(store.engine)
         yield store
     finally:

@@ -1,0 +1,92 @@
+"""What stands before every route: whom we answer, how much we read, what each answer carries.
+
+A maintainer must not break: (1) a body is counted as it comes in, because a length that is declared may lie or be
+missing; (2) every answer carries the security headers; a page that needs a wider policy sets its own
+`Content-Security-Policy`, which is then left alone; (3) an unknown host is refused before anything is read (DNS
+rebinding: a page of a stranger must not reach a console on localhost).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broadcast_server.api import problems
+from broadcast_server.domain.errors import BroadcastError, Invalid
+
+JSON_LIMIT_BYTES: Final = 2 * 1024 * 1024
+UPLOAD_LIMIT_BYTES: Final = 512 * 1024 * 1024
+
+_UPLOADS: Final = ("multipart/", "audio/", "video/", "application/octet-stream", "application/ogg")
+
+
+class Front:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, *, state: Mapping[str, Any], allowed_hosts: Collection[str]) -> None:
+        """`state` goes into every request's state. `allowed_hosts`: names without port; `*` allows all."""
+        self._app, self._state = app, dict(state)
+        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {}).update(self._state)
+        headers = Headers(scope=scope)
+        if "*" not in self._hosts and _host_of(headers) not in self._hosts:
+            await _refuse(Invalid("host_unknown_here"), 421, scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit_bytes = _limit_of(headers)
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit_bytes:
+            await _refuse(Invalid("body_too_large", limit_bytes=limit_bytes), 413, scope, receive, send)
+            return
+        read_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal read_bytes
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            if read_bytes > limit_bytes:
+                raise HTTPException(413)  # the one kind that the framework's body reader lets through
+            return message
+
+        async def dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = MutableHeaders(scope=message)
+                for name, value in problems.SECURITY_HEADERS.items():
+                    sent.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, counted, dressed)
+
+
+async def _refuse(error: BroadcastError, status: int, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    language = Headers(scope=scope).get("accept-language")
+    answer = problems.respond(error, path=scope["path"], accept_language=language, status=status)
+    await answer(scope, receive, send)
+
+
+def _host_of(headers: Headers) -> str:
+    host = headers.get("host", "").lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def _limit_of(headers: Headers) -> int:
+    """Much only for uploads of somebody who shows a token, whoever that proves to be."""
+    is_upload = headers.get("content-type", "").lower().startswith(_UPLOADS)
+    return UPLOAD_LIMIT_BYTES if is_upload and "authorization" in headers else JSON_LIMIT_BYTES

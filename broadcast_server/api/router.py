@@ -1,0 +1,108 @@
+"""The application of `/api/v1` and the three addresses machines ask: `/healthz`, `/readyz`, `/metrics`.
+
+`create_api` is the one constructor; the composition root hands it what it needs and may mount the console beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.routing import APIRoute
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from broadcast_server.api import problems, system
+from broadcast_server.api.front import Front
+from broadcast_server.control.desk import Desk
+from broadcast_server.domain.errors import Unavailable
+from broadcast_server.store import system as rows
+
+PREFIX: Final = "/api/v1"
+LOCAL_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+class Readiness(BaseModel):
+    """Whether the server can do its work, part by part."""
+
+    ready: bool
+    parts: dict[str, bool]
+
+
+def build_router() -> APIRouter:
+    """Every noun under `/api/v1`."""
+    router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
+    router.include_router(system.router)
+    return router
+
+
+def create_api(
+    desk: Desk,
+    *,
+    allowed_hosts: Collection[str] = LOCAL_HOSTS,
+    parts: Callable[[], Mapping[str, bool]] = dict,
+    registry: CollectorRegistry = REGISTRY,
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    """The HTTP application.
+
+    `allowed_hosts`: host names this origin is reached by (`*`: any); `parts`: name of each part of the engine room and
+    whether it is ready, for `/readyz`; `registry`: counters for `/metrics`.
+    """
+    app = FastAPI(
+        title="Loa: control server of grassroots radio",
+        version=version("loa"),
+        summary="Truyền thanh cơ sở: what should sound, where and when, and the proof that it did.",
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,  # the usual pages load scripts from a CDN
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+        separate_input_output_schemas=False,
+    )
+    problems.install(app)
+    app.include_router(build_router())
+    app.include_router(_machine_router(desk, parts, registry))
+    app.add_middleware(Front, state={"desk": desk}, allowed_hosts=allowed_hosts)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _machine_router(desk: Desk, parts: Callable[[], Mapping[str, bool]], registry: CollectorRegistry) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        """The process answers."""
+        return {"alive": True}
+
+    @router.get("/readyz")
+    async def readyz(response: Response) -> Readiness:
+        """The store answers and every part says it is ready; 503 otherwise."""
+        told = {"store": await _store_answers(desk), **parts()}
+        is_ready = all(told.values())
+        response.status_code = 200 if is_ready else 503
+        return Readiness(ready=is_ready, parts=told)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Counters in Prometheus's text form."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _store_answers(desk: Desk) -> bool:
+    try:
+        return await desk.store.read(rows.alive)
+    except Unavailable:
+        return False

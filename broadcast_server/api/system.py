@@ -1,0 +1,102 @@
+"""What the machine room is doing, as rows tell it: nothing here asks a broker, a relay or a node."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from broadcast_server.api.deps import ActorDep, DeskDep
+from broadcast_server.store import system as rows
+from broadcast_server.store.words import FeedState
+
+router = APIRouter(prefix="/system", tags=["system"])
+
+
+class Leader(BaseModel):
+    """Who plans and signs."""
+
+    holder: str
+    epoch: int
+    expires_at: datetime
+    is_in_force: bool
+
+
+class FeedHealth(BaseModel):
+    """One feed as it was last seen."""
+
+    feed_id: str
+    name: str
+    state: FeedState
+    reason: str | None
+    since: datetime | None
+
+
+class JobStatus(BaseModel):
+    """One named job of the alarm clock."""
+
+    name: str
+    next_at: datetime | None
+    last_at: datetime | None
+    last_outcome: str | None
+
+
+class SystemStatus(BaseModel):
+    """The whole server at a glance."""
+
+    version: str
+    time: datetime
+    database: str
+    leader: Leader | None
+    broker: str | None
+    nodes: int
+    nodes_online: int
+    clusters: int
+    units: int
+    schedules_active: int
+    plans_waiting: int
+    conflicts_open: int
+    feeds: list[FeedHealth]
+    jobs: list[JobStatus]
+
+
+@router.get("", operation_id="get_system")
+async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
+    """Version, leader, broker, feeds, jobs and counts."""
+    now = desk.clock.now()
+    seen = await desk.store.read(rows.overview)
+    leader = seen.leader
+    return SystemStatus(
+        version=version("loa"),
+        time=now,
+        database=desk.store.dialect,
+        leader=None
+        if leader is None
+        else Leader(
+            holder=leader.holder, epoch=leader.epoch, expires_at=leader.expires_at, is_in_force=leader.expires_at > now
+        ),
+        broker=seen.broker,
+        nodes=seen.nodes,
+        nodes_online=seen.nodes_online,
+        clusters=seen.clusters,
+        units=seen.units,
+        schedules_active=seen.schedules_active,
+        plans_waiting=seen.plans_waiting,
+        conflicts_open=seen.conflicts_open,
+        feeds=[
+            FeedHealth(
+                feed_id=feed.id,
+                name=feed.name,
+                state=FeedState.UNKNOWN if status is None else status.state,
+                reason=None if status is None else status.reason,
+                since=None if status is None else status.since,
+            )
+            for feed, status in seen.feeds
+        ],
+        jobs=[
+            JobStatus(name=job.name, next_at=job.next_at, last_at=job.last_at, last_outcome=job.last_outcome)
+            for job in seen.jobs
+        ],
+    )
