@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.domain.errors import Corrupt, NotFound
-from broadcast_server.domain.places import Link, PlaceTree, Target, Unit, clusters_of
+from broadcast_server.domain.places import Link, PlaceTree, Target, TargetKind, Unit, clusters_of
 from broadcast_server.store.tables import (
     ClusterRow,
     GroupMemberRow,
@@ -273,6 +273,16 @@ def cluster_units(session: Session) -> dict[str, str]:
     """Unit of every cluster in service."""
     rows = session.execute(select(ClusterRow.id, ClusterRow.unit_id).where(ClusterRow.retired_at.is_(None)))
     return {cluster_id: unit_id for cluster_id, unit_id in rows}  # noqa: C416 - a Row is not a pair to mypy
+
+
+def unit_of_target(session: Session, target: Target) -> str:
+    """The unit a target names, or to which its group or cluster belongs. Raises `NotFound`."""
+    if target.kind is TargetKind.UNIT:
+        return unit(session, target.ref).id
+    row = session.get(GroupRow, target.ref) if target.kind is TargetKind.GROUP else session.get(ClusterRow, target.ref)
+    if row is None:
+        raise NotFound("unknown_target", kind=target.kind.value, ref=target.ref)
+    return row.unit_id
 
 
 def clusters_for(session: Session, targets: Iterable[Target], on: date) -> frozenset[str]:

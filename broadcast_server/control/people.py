@@ -1,0 +1,302 @@
+"""Verbs on people: users, dated grants of a role over a subtree, bearer tokens.
+
+A maintainer must not break: (1) nobody grants to oneself, nor a role or a place that is not theirs to give
+(`access.MAY_GRANT`); (2) a token is a key to everything its owner may do, so only the owner, or somebody who may grant
+each role the owner holds, makes one; (3) a token's secret leaves this module once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from broadcast_server.control import access
+from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.desk import Desk
+from broadcast_server.control.fleet import new_secret
+from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
+from broadcast_server.store import audit, people, places
+from broadcast_server.store.people import secret_hash
+from broadcast_server.store.session import Session
+from broadcast_server.store.tables import GrantRow, TokenRow, UserRow
+from broadcast_server.store.words import Role
+
+_LOGIN: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,59}")
+
+
+@dataclass(frozen=True, slots=True)
+class NewGrant:
+    """A role over a unit and all below it, from `valid_from` (None: now) to `valid_to` (None: open)."""
+
+    role: Role
+    unit_id: str
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserView:
+    """A person and every grant they have had, oldest first."""
+
+    user: UserRow
+    grants: tuple[GrantRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMade:
+    """A token with its secret, which is told only here."""
+
+    token: TokenRow
+    secret: str
+
+
+async def add_user(desk: Desk, actor: Actor, login: str, name: str, grant: NewGrant | None = None) -> UserView:
+    """Enter a person, with a first grant unless the machine's operator adds one later.
+
+    Raises `Invalid("login_invalid" | "grant_missing")`, `Conflict("login_taken")`, `Refused("role_not_yours_to_give")`.
+    """
+    now = desk.clock.now()
+    user_id, grant_id = desk.chance.new_id(), desk.chance.new_id()
+    kept = " ".join(name.split())
+    if not _LOGIN.fullmatch(login):
+        raise Invalid("login_invalid", field="login")
+    if not kept or len(kept) > 120:
+        raise Invalid("name_invalid", field="name")
+
+    def work(session: Session) -> UserView:
+        if grant is None and not actor.everywhere:
+            raise Invalid("grant_missing", field="grant")
+        if people.user_of_login(session, login) is not None:
+            raise Conflict("login_taken", field="login", login=login)
+        row = UserRow(id=user_id, login=login, name=kept, created_at=now)
+        session.add(row)
+        session.flush()
+        unit_id = None if grant is None else grant.unit_id
+        _audit(session, actor, "user.add", unit_id, user_id, now, {"login": login})
+        if grant is not None:
+            _grant(session, actor, row, grant, grant_id, now)
+        return _view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def grant_role(desk: Desk, actor: Actor, user_id: str, request: NewGrant) -> GrantRow:
+    """Give a role. Raises `Refused("self_grant" | "role_not_yours_to_give" | "not_permitted")`."""
+    now = desk.clock.now()
+    grant_id = desk.chance.new_id()
+
+    def work(session: Session) -> GrantRow:
+        return _grant(session, actor, _user(session, user_id), request, grant_id, now)
+
+    return await desk.store.begin(work)
+
+
+async def end_grant(desk: Desk, actor: Actor, user_id: str, grant_id: str) -> GrantRow:
+    """Take a role back from now on. Twice is once."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> GrantRow:
+        row = session.get(GrantRow, grant_id)
+        if row is None or row.user_id != user_id:
+            raise NotFound("unknown_grant", grant_id=grant_id)
+        access.authorize(session, actor, Action.PEOPLE_EDIT, row.unit_id, at=now)
+        _may_give(session, actor, row.role, row.unit_id, now)
+        if row.valid_to is None or row.valid_to > now:
+            row.valid_to = now
+            detail = {"role": row.role.value, "unit_id": row.unit_id}
+            _audit(session, actor, "grant.end", row.unit_id, user_id, now, detail)
+        return row
+
+    return await desk.store.begin(work)
+
+
+async def disable_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
+    """Lock a person out at once; tokens stop working. Twice is once."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> UserView:
+        row = _user(session, user_id)
+        _may_manage(session, actor, row, now)
+        if row.disabled_at is None:
+            row.disabled_at = now
+            _audit(session, actor, "user.disable", None, user_id, now, {})
+        return _view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def get_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
+    """A person: oneself, or one with a grant within the places where the actor keeps the people."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> UserView:
+        row = _user(session, user_id)
+        if row.id != actor.user_id and not actor.everywhere:
+            _shares_a_place(session, actor, row, now)
+        return _view(session, row)
+
+    return await desk.store.read(work)
+
+
+async def user_of_login(desk: Desk, actor: Actor, login: str) -> UserView:
+    """As `get_user`, by login."""
+    found = await desk.store.read(lambda session: people.user_of_login(session, login))
+    if found is None:
+        raise NotFound("unknown_user", login=login)
+    return await get_user(desk, actor, found.id)
+
+
+async def list_users(desk: Desk, actor: Actor, *, after: str | None = None, limit: int = 100) -> list[UserView]:
+    """People with a grant within the places where the actor keeps the people, by login; those after `after`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[UserView]:
+        roots = access.scope(session, actor, Action.PEOPLE_EDIT, at=now)
+        rows = people.list_users(session, roots, now, after=after, limit=limit)
+        grants = people.grants_of(session, [row.id for row in rows])
+        return [UserView(row, tuple(one for one in grants if one.user_id == row.id)) for row in rows]
+
+    return await desk.store.read(work)
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def create_token(
+    desk: Desk, actor: Actor, user_id: str, name: str, *, valid_for: timedelta | None = None
+) -> TokenMade:
+    """A bearer token for oneself, or for somebody all of whose roles the actor may give."""
+    now = desk.clock.now()
+    token_id = desk.chance.new_id()
+    secret = new_secret(desk.chance, "loa_")
+    kept = " ".join(name.split())
+    if not kept or len(kept) > 120:
+        raise Invalid("name_invalid", field="name")
+    if valid_for is not None and not timedelta(0) < valid_for <= timedelta(days=3_660):
+        raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=3_660 * 86_400)
+
+    def work(session: Session) -> TokenMade:
+        user = _user(session, user_id)
+        if user.id != actor.user_id:
+            _may_manage(session, actor, user, now)
+        if user.disabled_at is not None:
+            raise Conflict("user_disabled", login=user.login)
+        row = TokenRow(
+            id=token_id,
+            user_id=user.id,
+            secret_hash=secret_hash(secret),
+            name=kept,
+            created_at=now,
+            expires_at=None if valid_for is None else now + valid_for,
+        )
+        session.add(row)
+        _audit(session, actor, "token.create", None, user.id, now, {"token_id": token_id, "name": kept})
+        return TokenMade(row, secret)
+
+    return await desk.store.begin(work)
+
+
+async def revoke_token(desk: Desk, actor: Actor, user_id: str, token_id: str) -> TokenRow:
+    """Make a token worthless at once. Twice is once."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> TokenRow:
+        row = session.get(TokenRow, token_id)
+        if row is None or row.user_id != user_id:
+            raise NotFound("unknown_token", token_id=token_id)
+        if row.user_id != actor.user_id:
+            _may_manage(session, actor, _user(session, user_id), now)
+        if row.revoked_at is None:
+            row.revoked_at = now
+            _audit(session, actor, "token.revoke", None, user_id, now, {"token_id": token_id})
+        return row
+
+    return await desk.store.begin(work)
+
+
+async def list_tokens(desk: Desk, actor: Actor, user_id: str) -> list[TokenRow]:
+    """A person's tokens, newest first, without secrets."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[TokenRow]:
+        user = _user(session, user_id)
+        if user.id != actor.user_id:
+            _may_manage(session, actor, user, now)
+        return people.tokens_of(session, user_id)
+
+    return await desk.store.read(work)
+
+
+# -- what is allowed --------------------------------------------------------------------------------------------------
+
+
+def _grant(session: Session, actor: Actor, user: UserRow, request: NewGrant, grant_id: str, now: datetime) -> GrantRow:
+    begins = request.valid_from or now
+    if request.valid_to is not None and request.valid_to <= begins:
+        raise Invalid("empty_validity", field="valid_to", fix="until_after_from")
+    if user.id == actor.user_id:
+        raise Refused("self_grant")
+    access.authorize(session, actor, Action.PEOPLE_EDIT, request.unit_id, at=now)
+    _may_give(session, actor, request.role, request.unit_id, now)
+    row = GrantRow(
+        id=grant_id,
+        user_id=user.id,
+        role=request.role,
+        unit_id=request.unit_id,
+        valid_from=begins,
+        valid_to=request.valid_to,
+    )
+    session.add(row)
+    session.flush()
+    detail = {"role": request.role.value, "unit_id": request.unit_id, "from": begins.isoformat()}
+    _audit(session, actor, "grant.give", request.unit_id, user.id, now, detail)
+    return row
+
+
+def _may_give(session: Session, actor: Actor, role: Role, unit_id: str, now: datetime) -> None:
+    if actor.everywhere:
+        return
+    path = places.path_of(session, unit_id, places.local_date(now))
+    for held, at in people.grants_at(session, actor.user_id, now):
+        if at in path and role in access.MAY_GRANT.get(held, frozenset()):
+            return
+    raise Refused("role_not_yours_to_give", field="role", role=role.value, unit_id=unit_id)
+
+
+def _may_manage(session: Session, actor: Actor, user: UserRow, now: datetime) -> None:
+    """Raise unless the actor may give every role the user holds now or will hold."""
+    if actor.everywhere:
+        return
+    held = [one for one in people.grants_of(session, [user.id]) if one.valid_to is None or one.valid_to > now]
+    if not held:
+        raise Refused("not_permitted", action=Action.PEOPLE_EDIT.value, unit_id=None)
+    for one in held:
+        access.authorize(session, actor, Action.PEOPLE_EDIT, one.unit_id, at=now)
+        _may_give(session, actor, one.role, one.unit_id, now)
+
+
+def _shares_a_place(session: Session, actor: Actor, user: UserRow, now: datetime) -> None:
+    roots = access.scope(session, actor, Action.PEOPLE_EDIT, at=now) or frozenset()
+    mine = places.subtree_of(session, roots, places.local_date(now))
+    if not any(one.unit_id in mine for one in people.grants_of(session, [user.id])):
+        raise NotFound("unknown_user", user_id=user.id)
+
+
+def _user(session: Session, user_id: str) -> UserRow:
+    row = session.get(UserRow, user_id)
+    if row is None:
+        raise NotFound("unknown_user", user_id=user_id)
+    return row
+
+
+def _view(session: Session, row: UserRow) -> UserView:
+    return UserView(row, tuple(people.grants_of(session, [row.id])))
+
+
+def _audit(
+    session: Session, actor: Actor, verb: str, unit_id: str | None, user_id: str, now: datetime, detail: dict[str, Any]
+) -> None:
+    subject = f"user/{user_id}"
+    audit.append(session, now=now, actor=actor.login, verb=verb, unit_id=unit_id, subject=subject, detail=detail)
