@@ -8,7 +8,6 @@ so sample m is due at `t0_utc_ms + m/48 + playout_delay_ms` on every node, whate
 from __future__ import annotations
 
 import struct
-
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,9 +61,7 @@ def pack(batch: AudioBatch, key: Ed25519PrivateKey, stream: str) -> bytes:
     """The batch's bytes, signed for `stream` (its id is signed, not sent)."""
     if not 1 <= len(batch.packets) <= MAX_PACKETS:
         raise ValueError(f"a batch holds 1 to {MAX_PACKETS} packets")
-    head = HEADER.pack(
-        FORMAT_VERSION, batch.flags, batch.epoch, batch.sequence, batch.media_sample, len(batch.packets)
-    )
+    head = HEADER.pack(FORMAT_VERSION, batch.flags, batch.epoch, batch.sequence, batch.media_sample, len(batch.packets))
     signed = head + b"".join(_LENGTH.pack(len(packet)) + packet for packet in batch.packets)
     return signed + key.sign(_separated(stream) + signed)
 
@@ -103,5 +100,3 @@ def _packets(signed: bytes, count: int) -> tuple[bytes, ...]:
 
 def _separated(stream: str) -> bytes:
     return _SEPARATION + stream.encode("utf-8") + b"\0"
-
-

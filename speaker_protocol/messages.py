@@ -1,8 +1,8 @@
 """Every body on the wire, and how the three composed payloads (plan, keys, report) are put together.
 
 Bodies are compact JSON: unknown fields are ignored, unknown kinds are answered with a counted refusal. Instants are
-integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be believed travels inside a
-`signing` envelope; a node's status and time question are trusted no further than the broker's access list.
+integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be believed travels
+inside a `signing` envelope; a node's status and time question are trusted no further than the broker's access list.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The one signed envelope: Ed25519 over the raw bytes, with domain separation, scope, expiry and order.
+r"""The one signed envelope: Ed25519 over the raw bytes, with domain separation, scope, expiry and order.
 
 Layout, big-endian: fixed header (`HEADER`), target (UTF-8), body, signature (64 bytes). The signature covers
-`b"loa/1 <kind>\\0"` + header + target + body, so an envelope of one kind can never pass for another. A key is named by the
-first 8 bytes of the SHA-256 of its public bytes.
+`b"loa/1 <kind>\0"` + header + target + body, so an envelope of one kind can never pass for another. A key is named by
+the first 8 bytes of the SHA-256 of its public bytes.
 
 Order: `(epoch, sequence)` is compared per topic and key, plan against plan, never across. The same digest again is a
-harmless duplicate. Every refusal has a distinct reason so that it can be counted. A delegation (`messages.Delegation`)
-is itself an envelope of kind KEYS signed by the root; `KeyRing` holds what was learned and answers for whom a key may speak.
+harmless duplicate. Every refusal has a distinct reason so that it can be counted. A delegation is itself an envelope
+of kind KEYS signed by the root; `KeyRing` holds what was learned and answers for whom a key may speak.
 """
 
 from __future__ import annotations
