@@ -33,7 +33,6 @@ log = get_logger()
 
 STDIN: Final = "pipe:0"
 STDOUT: Final = "pipe:1"
-FILE_FORMATS: Final = ("mp3", "wav", "flac", "ogg", "aac", "mov")
 FILE_CODECS: Final = (
     "mp3", "mp3float", "aac", "flac", "vorbis", "opus", "alac",
     "pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_alaw", "pcm_mulaw",
@@ -41,6 +40,17 @@ FILE_CODECS: Final = (
 _GLOBAL: Final = ("-nostdin", "-hide_banner", "-nostats")
 _PCM: Final[dict[str, Any]] = {"format": "s16le", "acodec": "pcm_s16le", "ar": SAMPLE_RATE_HZ, "ac": CHANNELS}
 _ONLY_SOUND: Final[dict[str, Any]] = {"vn": None, "sn": None, "dn": None, "map_metadata": -1, "map_chapters": -1}
+
+
+class FileFormat(enum.StrEnum):
+    """What an upload may be, told by its first bytes, never by its name. The value is ffmpeg's demuxer."""
+
+    MP3 = "mp3"
+    WAV = "wav"
+    FLAC = "flac"
+    OGG = "ogg"
+    AAC = "aac"
+    MOV = "mov"
 
 
 class StreamFormat(enum.StrEnum):
@@ -69,15 +79,15 @@ _PROBE_BYTES: Final = {
 # -------------------------------------------------------------------------------------------------------- builders
 
 
-def probe_argv(source: str) -> list[str]:
-    """Tells on stderr what `source` is (format, duration, first audio stream) and decodes nothing."""
-    out = _open_file(source).output("pipe:1", format="null", map="0:a:0", c="copy", t=0.001)
+def probe_argv(source: str, kind: FileFormat) -> list[str]:
+    """Tells on stderr what `source` is (duration, first audio stream) and decodes nothing."""
+    out = _open_file(source, kind).output("pipe:1", format="null", map="0:a:0", c="copy", t=0.001)
     return _compiled(out, log_level="info")
 
 
-def decode_file_argv(source: str, *, longest_s: float, output: str = STDOUT) -> list[str]:
+def decode_file_argv(source: str, kind: FileFormat, *, longest_s: float, output: str = STDOUT) -> list[str]:
     """The first audio stream of a file, as PCM, cut at `longest_s`."""
-    out = _open_file(source).output(
+    out = _open_file(source, kind).output(
         output, map="0:a:0", t=longest_s, fs=_cap_bytes(longest_s), threads=1, **_PCM, **_ONLY_SOUND
     )
     return _compiled(out)
@@ -108,11 +118,13 @@ def decode_stream_argv(input_format: StreamFormat | str, *, live: bool) -> list[
     return _compiled(heard.output(STDOUT, flush_packets=1, **_PCM, **_ONLY_SOUND))
 
 
-def concat_files_argv(sources: Sequence[str], *, longest_s: float, output: str = STDOUT) -> list[str]:
+def concat_files_argv(
+    sources: Sequence[tuple[str, FileFormat]], *, longest_s: float, output: str = STDOUT
+) -> list[str]:
     """Files one after the other, as PCM, cut at `longest_s`: how material too long for the studio is joined."""
     parts = [
-        _open_file(source)["a:0"].filter("aresample", SAMPLE_RATE_HZ).filter("aformat", channel_layouts="mono")
-        for source in sources
+        _open_file(source, kind)["a:0"].filter("aresample", SAMPLE_RATE_HZ).filter("aformat", channel_layouts="mono")
+        for source, kind in sources
     ]
     joined = ffmpeg.concat(*parts, v=0, a=1)
     return _compiled(joined.output(output, t=longest_s, fs=_cap_bytes(longest_s), **_PCM, **_ONLY_SOUND))
@@ -148,11 +160,12 @@ def encode_pcm_argv(
     return _compiled(written.overwrite_output())
 
 
-def _open_file(source: str) -> Any:
+def _open_file(source: str, kind: FileFormat) -> Any:
     return ffmpeg.input(
         f"file:{source}",
+        format=kind.value,
         protocol_whitelist="file,pipe",
-        format_whitelist=",".join(FILE_FORMATS),
+        format_whitelist=kind.value,
         codec_whitelist=",".join(FILE_CODECS),
     )
 

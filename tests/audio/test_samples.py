@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcast_server.audio.ffmpeg import decode_file_argv, encode_pcm_argv, find_ffmpeg
+from broadcast_server.audio.ffmpeg import FileFormat, decode_file_argv, encode_pcm_argv, find_ffmpeg
 from simulation.samples import SAMPLES_DIR, TONES_HZ, Sample, all_samples, sample, tone_pcm
 from tests.support.tones import hear, loudest_pair
 
@@ -18,6 +18,10 @@ PAIRS = [(low, high) for at, low in enumerate(TONES_HZ) for high in TONES_HZ[at 
 
 def ffmpeg(argv: list[str], given: bytes = b"") -> bytes:
     return subprocess.run([find_ffmpeg(), *argv[1:]], input=given, capture_output=True, check=True).stdout
+
+
+def kind_of(path: Path) -> FileFormat:
+    return FileFormat.OGG if path.suffix == ".opus" else FileFormat(path.suffix[1:])
 
 
 def named(one: Sample) -> str:
@@ -46,7 +50,7 @@ def test_what_could_pass_for_an_alarm_says_first_that_it_is_a_trial():
 
 @pytest.mark.parametrize("one", PROGRAMMES, ids=named)
 def test_a_file_sounds_its_pair_from_beginning_to_end(one: Sample):
-    pcm = ffmpeg(decode_file_argv(str(one.path), longest_s=60))
+    pcm = ffmpeg(decode_file_argv(str(one.path), kind_of(one.path), longest_s=60))
     assert abs(len(pcm) / 96_000 - one.duration_s) < 0.1
     [stretch] = hear(pcm)
     assert stretch.pair == one.tones
@@ -55,7 +59,7 @@ def test_a_file_sounds_its_pair_from_beginning_to_end(one: Sample):
 
 @pytest.mark.parametrize("one", [one for one in all_samples() if not one.tones], ids=named)
 def test_speech_and_music_are_mistaken_for_no_programme(one: Sample):
-    assert hear(ffmpeg(decode_file_argv(str(one.path), longest_s=60))) == []
+    assert hear(ffmpeg(decode_file_argv(str(one.path), kind_of(one.path), longest_s=60))) == []
 
 
 @pytest.mark.parametrize(("codec", "kbps", "rate_hz", "suffix"), [
@@ -67,7 +71,7 @@ def test_every_pair_of_the_grid_is_recognised_after_a_codec(
     row = b"".join(tone_pcm(pair, 0.5) for pair in PAIRS)
     path = tmp_path / f"row.{suffix}"
     ffmpeg(encode_pcm_argv(str(path), codec=codec, kbps=kbps, rate_hz=rate_hz), row)
-    heard = hear(ffmpeg(decode_file_argv(str(path), longest_s=60)))
+    heard = hear(ffmpeg(decode_file_argv(str(path), kind_of(path), longest_s=60)))
     assert [stretch.pair for stretch in heard] == PAIRS
     assert max(abs(stretch.start_ms - at * 500) for at, stretch in enumerate(heard)) <= 40
 
