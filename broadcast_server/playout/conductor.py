@@ -75,6 +75,7 @@ class Conductor:
         self._epoch = 0
         self._must_rise_above = 0
         self._renewed_s = 0.0
+        self._has_looked = False
         self._published: dict[str, PublishedPlan] = {}
         self._states: dict[str, bytes] = {}
         self._key_units: frozenset[str] = frozenset()
@@ -91,6 +92,11 @@ class Conductor:
     def epoch(self) -> int:
         """The fencing epoch while this process leads, else 0."""
         return self._epoch
+
+    @property
+    def is_in_office(self) -> bool:
+        """Whether it has looked once since it began: leading, or knowing that another leads."""
+        return self._has_looked
 
     def ring(self) -> None:
         """Look now. Harmless at any time."""
@@ -151,6 +157,7 @@ class Conductor:
             return None if held is None else held.epoch
 
         epoch = await self._store.begin(take, ring=False)
+        self._has_looked = True
         if epoch is None:
             if self._epoch:
                 log.warning("leader.lost", epoch=self._epoch)
@@ -288,7 +295,7 @@ class Conductor:
         units = frozenset(place for unit in own for place in desired.tree.ancestors(unit, on))
         if units == self._key_units and not self._must_refill:
             return
-        self._speak_for(sorted(own))
+        self._speak_for(sorted(units))
         await self._bus.publish_many(await wire.key_messages(self._signer, sorted(units), now=now), retain=True)
         self._key_units = units
 

@@ -32,6 +32,11 @@ _MICRO: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def broker_acl(server_user: str) -> tuple[str, ...]:
+    """The broker's access list: the server may all, a node its own and what is public."""
+    return (f"user {server_user}", f"topic readwrite {topics.ROOT}/#", "", *topics.node_acl())
+
+
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 

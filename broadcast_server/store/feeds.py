@@ -82,6 +82,14 @@ def credential_versions(session: Session, now: datetime) -> dict[str, int]:
     return {row.id: row.credential_version for row in rows if feed_in_force(row, now)}
 
 
+def pulled_in_force(session: Session, now: datetime) -> list[tuple[str, str]]:
+    """Id and URL of every pulled feed in force, for the probe."""
+    rows = session.scalars(
+        select(FeedRow).where(FeedRow.kind == FeedKind.PULL, FeedRow.revoked_at.is_(None)).order_by(FeedRow.id)
+    )
+    return [(row.id, row.url) for row in rows if row.url is not None and feed_in_force(row, now)]
+
+
 # -- feeds ------------------------------------------------------------------------------------------------------------
 
 

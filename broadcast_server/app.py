@@ -1,0 +1,388 @@
+"""The composition root: settings in, a running server out; the one place where all parts meet.
+
+Start order: store → broker → bus → inbox → relay → conductor → HTTP; stop is the mirror, by one exit stack. Every argument is
+handed down as a value; there is no hot reload, a restart is the reload. `office` builds the small set that the command line
+works with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import uvicorn
+
+from broadcast_server.api.router import create_api
+from broadcast_server.audio.assets import AssetStore
+from broadcast_server.audio.ffmpeg import Sandbox
+from broadcast_server.audio.speech import EspeakSpeaker
+from broadcast_server.control.desk import AudioRoom, Desk
+from broadcast_server.domain.clock import Clock
+from broadcast_server.domain.errors import Unavailable
+from broadcast_server.domain.places import PlaceTree
+from broadcast_server.fetch import Fetcher
+from broadcast_server.logs import get_logger
+from broadcast_server.mqtt.broker import (
+    SALT_BYTES,
+    Address,
+    AmqttBroker,
+    Broker,
+    BrokerKind,
+    MosquittoBroker,
+    choose_broker,
+    password_line,
+)
+from broadcast_server.mqtt.paho_bus import PahoBus
+from broadcast_server.playout import wire
+from broadcast_server.playout.alarms import Alarms
+from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.housekeeping import Housekeeping
+from broadcast_server.playout.inbox import Heard, Inbox
+from broadcast_server.playout.judge import Judge
+from broadcast_server.playout.keeper import BrokerKeeper, FeedKeeper
+from broadcast_server.playout.planner import Desired, Planner
+from broadcast_server.relay.engine import Engine
+from broadcast_server.relay.ingest import Ingest
+from broadcast_server.settings import Role, Settings
+from broadcast_server.signer.keys import FileSigner
+from broadcast_server.store import facts, places
+from broadcast_server.store.migrations import migrate
+from broadcast_server.store.backup import back_up
+from broadcast_server.store.session import Session, Store
+from broadcast_server.supervise import FOREVER, Supervisor, SystemChance, SystemClock, ThreadExecutor
+
+log = get_logger()
+
+STORE_THREADS: Final = 3
+WORK_THREADS: Final = 3
+
+
+@dataclass(slots=True)
+class Server:
+    """What runs in this process, for whoever started it."""
+
+    settings: Settings
+    http_url: str
+    ingest_port: int | None = None
+    broker_code: str = ""
+    parts: Callable[[], Mapping[str, bool]] = dict
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@contextlib.asynccontextmanager
+async def office(settings: Settings) -> AsyncIterator[Desk]:
+    """A desk for one errand of the command line, on the same store and files as the server."""
+    clock, chance = SystemClock(), SystemChance()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        threads = ThreadExecutor(2, name="store")
+        stack.callback(threads.close)
+        await threads.run(migrate, settings.store_url)
+        store = Store(settings.store_url, clock=clock, chance=chance, executor=threads)
+        stack.push_async_callback(store.close)
+        work = ThreadExecutor(2, name="work")
+        stack.callback(work.close)
+        yield Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> AsyncIterator[Server]:
+    """A server of these roles, ready when entered, stopped in the mirror order when left.
+
+    Raises `Unavailable` naming the part that could not start.
+    """
+    mine = frozenset(roles)
+    clock, chance = SystemClock(), SystemChance()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        door = _bind(settings.http.host, settings.http.port)
+        stack.callback(door.close)
+        server = Server(settings, http_url=_origin(settings, door.getsockname()[1]))
+        store_threads = ThreadExecutor(STORE_THREADS, name="store")
+        stack.callback(store_threads.close)
+        work = ThreadExecutor(WORK_THREADS, name="work")
+        stack.callback(work.close)
+        await store_threads.run(migrate, settings.store_url)
+        store = Store(settings.store_url, clock=clock, chance=chance, executor=store_threads)
+        stack.push_async_callback(store.close)
+        supervisor = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
+        stack.push_async_callback(supervisor.close)
+        supervisor.keep("store.doorbell", store.doorbell.watch, FOREVER)
+        desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
+        if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
+            await _engine_room(server, stack, supervisor, desk)
+        if Role.API in mine:
+            await _front_door(server, stack, desk, door)
+        log.info("server.ready", url=server.http_url, roles=sorted(mine), broker=server.broker_code)
+        yield server
+        log.info("server.stopping")
+
+
+async def serve(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> None:
+    """Run until SIGINT or SIGTERM. Raises `Unavailable` if a part could not start or was given up."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, roles) as server:
+        waiting = [
+            asyncio.create_task(stop.wait(), name="app.stop"),
+            asyncio.create_task(server.given_up.wait(), name="app.given_up"),
+        ]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        if server.given_up.is_set():
+            raise Unavailable("part_given_up")
+
+
+# -- the parts ----------------------------------------------------------------------------------------------------
+
+
+async def _audio_room(settings: Settings) -> AudioRoom:
+    quarantine = settings.data_dir / "quarantine"
+    shutil.rmtree(quarantine, ignore_errors=True)  # what was not judged before a crash is not kept
+    quarantine.mkdir(parents=True)
+    return AudioRoom(
+        assets=AssetStore(settings.data_dir / "assets", reserve_bytes=settings.reserve_bytes),
+        sandbox=await Sandbox.probe(),
+        speaker=EspeakSpeaker(),
+        quarantine=quarantine,
+    )
+
+
+class _Paths:
+    """Where units lie, as of the last plan; the signer asks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.tree: PlaceTree | None = None
+        self._clock = clock
+
+    def of(self, unit: str) -> Sequence[str]:
+        """The unit and its ancestors, nearest first."""
+        return (unit,) if self.tree is None else self.tree.ancestors(unit, places.local_date(self._clock.now()))
+
+
+async def _engine_room(
+    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk
+) -> None:
+    settings, store, clock, chance = server.settings, desk.store, desk.clock, desk.chance
+    paths = _Paths(clock)
+    signer = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
+    link = await _broker(server, stack, supervisor, desk)
+    bus = PahoBus(link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password)
+    stack.push_async_callback(bus.close)
+    feeds = FeedKeeper(store=store, clock=clock)
+    ingest = Ingest(authenticate=feeds.authenticate, sandbox=desk.audio.sandbox, clock=clock, chance=chance)
+    stack.push_async_callback(ingest.close)
+    fetcher = Fetcher(clock=clock, allow_private=frozenset(settings.relay.allow_private))
+    engine = Engine(
+        bus=bus,
+        signer=signer,
+        fetcher=fetcher,
+        sandbox=desk.audio.sandbox,
+        clock=clock,
+        chance=chance,
+        executor=desk.executor,
+        pushed=ingest,
+    )
+    conductor = Conductor(
+        name=f"{os.uname().nodename}-{os.getpid()}-{chance.new_id()[-8:]}",
+        store=store,
+        bus=bus,
+        signer=signer,
+        engine=engine,
+        planner=Planner(plan_days=settings.playout.plan_days),
+        clock=clock,
+        chance=chance,
+        facts=StationFacts(
+            assets_url=f"{server.http_url}/api/v1/assets", status_interval_s=settings.playout.status_interval_s
+        ),
+        lease_s=settings.playout.lease_s,
+        speak_for=signer.ensure_units,
+    )
+    judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
+
+    def heard(what: Heard) -> None:
+        conductor.heard(what)
+        judge.heard(what)
+
+    inbox = Inbox(
+        bus=bus,
+        store=store,
+        signer=signer,
+        clock=clock,
+        chance=chance,
+        epoch=lambda: conductor.epoch,
+        on_heard=heard,
+    )
+    housekeeping = Housekeeping(
+        store=store,
+        clock=clock,
+        chance=chance,
+        executor=desk.executor,
+        assets=desk.audio.assets,
+        engine=engine,
+        fetcher=fetcher,
+        backup=lambda: back_up(desk, settings.data_dir),
+    )
+    alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=housekeeping.jobs())
+
+    def planned(desired: Desired) -> None:
+        paths.tree = desired.tree
+        judge.planned(desired)
+        alarms.set_edge(desired.next_edge(clock.now()))
+
+    conductor.on_planned = planned
+    server.parts = lambda: {"broker": bus.connected, "conductor": conductor.is_in_office}
+    await bus.start()
+    server.ingest_port = await ingest.start(settings.ingest.host, settings.ingest.port)
+    await _tell(server, desk, link, signer)
+    await alarms.start()
+    stack.callback(alarms.close)
+    stack.push_async_callback(engine.close)
+    stack.push_async_callback(conductor.close)
+    tasks = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
+    stack.push_async_callback(tasks.close)
+    if link.users is not None:
+        tasks.keep("playout.broker_users", link.users.run, FOREVER)
+    tasks.keep("playout.inbox", inbox.run, FOREVER)
+    tasks.keep("playout.clock_answers", inbox.answer, FOREVER)
+    tasks.keep("playout.judge", judge.run, FOREVER)
+    tasks.keep("playout.feeds", lambda: feeds.run(engine, ingest), FOREVER)
+    tasks.keep("playout.conductor", conductor.run, FOREVER)
+
+
+@dataclass(frozen=True, slots=True)
+class _BrokerLink:
+    """How this process reaches the broker, and who keeps its users if it is ours."""
+
+    address: Address
+    user: str
+    password: str
+    users: BrokerKeeper | None
+
+
+async def _broker(
+    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk
+) -> _BrokerLink:
+    settings = server.settings.broker
+    if settings.kind == "external":
+        password = "" if settings.password is None else settings.password.get_secret_value()
+        server.broker_code = "broker_external"
+        return _BrokerLink(Address(settings.host, settings.port), settings.user, password, None)
+    choice = choose_broker(None if settings.kind == "auto" else BrokerKind(settings.kind))
+    server.broker_code = choice.code
+    if choice.nodes_max is not None:
+        log.warning("broker.trial_only", code=choice.code, nodes_max=choice.nodes_max)
+    password = desk.chance.token_bytes(24).hex()
+    line = password_line(settings.user, password, desk.chance.token_bytes(SALT_BYTES))
+    broker: Broker
+    if choice.kind is BrokerKind.MOSQUITTO:
+        broker = MosquittoBroker(
+            data_dir=server.settings.data_dir / "broker",
+            acl=wire.broker_acl(settings.user),
+            supervisor=supervisor,
+            clock=desk.clock,
+            chance=desk.chance,
+            host=settings.host,
+            port=settings.port,
+            users={settings.user: line},
+            program=choice.program,
+        )
+    else:
+        broker = AmqttBroker(
+            acl=wire.broker_acl(settings.user),
+            clock=desk.clock,
+            host=settings.host,
+            port=settings.port,
+            users={settings.user: line},
+        )
+    users = BrokerKeeper(store=desk.store, broker=broker, server_line=(settings.user, line))
+    await users.look()
+    address = await broker.start()
+    stack.push_async_callback(broker.close)
+    return _BrokerLink(address, settings.user, password, users)
+
+
+async def _tell(server: Server, desk: Desk, link: _BrokerLink, signer: FileSigner) -> None:
+    """Write down what the front doors must know of the engine room."""
+    host = server.settings.broker.public_host or link.address.host
+    now = desk.clock.now()
+
+    def write(session: Session) -> None:
+        broker = {"host": host, "port": link.address.port, "tls": link.address.tls, "ca_pem": None}
+        facts.put(session, facts.BROKER, broker, now=now)
+        facts.put(session, facts.ROOT_PUBLIC_KEY, {"hex": signer.root_public().hex()}, now=now)
+        facts.put(session, facts.PUBLIC_URL, {"url": server.http_url}, now=now)
+        ingest = {"host": server.settings.ingest.host, "port": server.ingest_port}
+        facts.put(session, facts.INGEST, ingest, now=now)
+
+    await desk.store.begin(write)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The HTTP port, taken before anything else starts. Raises `Unavailable` naming it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        raise Unavailable("port_taken", host=host, port=port) from error
+    return door
+
+
+def _origin(settings: Settings, port: int) -> str:
+    if settings.http.public_url is not None:
+        return settings.http.public_url.rstrip("/")
+    scheme = "http" if settings.http.tls_cert is None else "https"
+    return f"{scheme}://{settings.http.host}:{port}"
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: signals are the composition root's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _front_door(
+    server: Server, stack: contextlib.AsyncExitStack, desk: Desk, door: socket.socket
+) -> None:
+    settings = server.settings.http
+    api = create_api(desk, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())
+    http = _HttpServer(
+        uvicorn.Config(
+            api,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=True,
+            lifespan="off",
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    serving = asyncio.create_task(http.serve(sockets=[door]), name="app.http")
+
+    async def stop() -> None:
+        http.should_exit = True
+        await asyncio.wait([serving])
+
+    stack.push_async_callback(stop)
+    while not http.started:
+        if serving.done():
+            raise Unavailable("http_failed")
+        await desk.clock.sleep(0.01)

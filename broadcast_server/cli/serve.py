@@ -1,0 +1,83 @@
+"""`serve`, `migrate`, `check`, `jobs` and `audit verify`: the life of the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from broadcast_server import app as composition
+from broadcast_server.cli.office import COULD_NOT_START, FAILED, fail, load_settings, run, tell
+from broadcast_server.domain.errors import BroadcastError
+from broadcast_server.logs import configure
+from broadcast_server.settings import Role
+from broadcast_server.store import audit, jobs
+from broadcast_server.store.migrations import migrate
+
+Json = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command("serve")(serve)
+    app.command("migrate")(migrate_store)
+    app.command("check")(check)
+    app.command("jobs")(list_jobs)
+    books = typer.Typer(help="The audit log.")
+    books.command("verify")(verify_audit)
+    app.add_typer(books, name="audit")
+
+
+def serve(
+    roles: Annotated[str, typer.Option(help="all, or some of api|conductor|relay|inbox, joined by |")] = "all",
+) -> None:
+    """Run the server until it is told to stop."""
+    settings = load_settings()
+    configure(as_json=settings.log_format == "json" or not sys.stderr.isatty(), level=settings.log_level)
+    try:
+        wanted = tuple(Role) if roles == "all" else tuple(Role(role) for role in roles.split("|"))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--roles") from None
+    if settings.environment == "trial":
+        typer.echo("LOA_ENVIRONMENT=trial: loopback and trials; set production for the field.", err=True)
+    try:
+        asyncio.run(composition.serve(settings, wanted))
+    except BroadcastError as error:
+        fail(error, COULD_NOT_START)
+
+
+def migrate_store() -> None:
+    """Bring the store to this version's shape."""
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        migrate(settings.store_url)
+    except BroadcastError as error:
+        fail(error)
+
+
+def check(as_json: Json = False) -> None:
+    """Show the settings in force, secrets masked; end with 3 on nonsense."""
+    tell(load_settings().model_dump(mode="json"), as_json=as_json)
+
+
+def list_jobs(as_json: Json = False) -> None:
+    """The named jobs: when they ran, what came of it, when they ring next."""
+    rows = run(lambda desk: desk.store.read(jobs.listed))
+    tell(
+        [
+            {"name": row.name, "last_at": row.last_at, "outcome": row.last_outcome, "next_at": row.next_at}
+            for row in rows
+        ],
+        as_json=as_json,
+    )
+
+
+def verify_audit(as_json: Json = False) -> None:
+    """Check the chain of the audit log; end with 1 at the first row that was tampered with."""
+    broken = run(lambda desk: desk.store.read(audit.verify))
+    tell({"ok": broken is None, "first_broken": broken}, as_json=as_json)
+    if broken is not None:
+        raise SystemExit(FAILED)
