@@ -7,7 +7,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /srv/loa
-ENV UV_CACHE_DIR=/tmp/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt UV_CACHE_DIR=/tmp/uv UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 COPY scripts/_bring_uv.py scripts/_bring_uv.py
 RUN python3 scripts/_bring_uv.py /usr/local/bin
 COPY pyproject.toml uv.lock README.md ./
