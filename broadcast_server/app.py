@@ -1,8 +1,8 @@
 """The composition root: settings in, a running server out; the one place where all parts meet.
 
-Start order: store → broker → bus → inbox → relay → conductor → HTTP; stop is the mirror, by one exit stack. Every argument is
-handed down as a value; there is no hot reload, a restart is the reload. `office` builds the small set that the command line
-works with.
+Start order: store → broker → bus → inbox → relay → conductor → HTTP; stop is the mirror, by one exit stack. Every
+argument is handed down as a value; there is no hot reload, a restart is the reload. `office` builds the small set
+that the command line works with.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from broadcast_server.relay.ingest import Ingest
 from broadcast_server.settings import Role, Settings
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import facts, places
-from broadcast_server.store.migrations import migrate
 from broadcast_server.store.backup import back_up
+from broadcast_server.store.migrations import migrate
 from broadcast_server.store.session import Session, Store
 from broadcast_server.supervise import FOREVER, Supervisor, SystemChance, SystemClock, ThreadExecutor
 
@@ -171,14 +171,14 @@ class _Paths:
         return (unit,) if self.tree is None else self.tree.ancestors(unit, places.local_date(self._clock.now()))
 
 
-async def _engine_room(
-    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk
-) -> None:
+async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk) -> None:
     settings, store, clock, chance = server.settings, desk.store, desk.clock, desk.chance
     paths = _Paths(clock)
     signer = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
     link = await _broker(server, stack, supervisor, desk)
-    bus = PahoBus(link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password)
+    bus = PahoBus(
+        link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password
+    )
     stack.push_async_callback(bus.close)
     feeds = FeedKeeper(store=store, clock=clock)
     ingest = Ingest(authenticate=feeds.authenticate, sandbox=desk.audio.sandbox, clock=clock, chance=chance)
@@ -271,9 +271,7 @@ class _BrokerLink:
     users: BrokerKeeper | None
 
 
-async def _broker(
-    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk
-) -> _BrokerLink:
+async def _broker(server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk) -> _BrokerLink:
     settings = server.settings.broker
     if settings.kind == "external":
         password = "" if settings.password is None else settings.password.get_secret_value()
@@ -357,11 +355,9 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def _front_door(
-    server: Server, stack: contextlib.AsyncExitStack, desk: Desk, door: socket.socket
-) -> None:
+async def _front_door(server: Server, stack: contextlib.AsyncExitStack, desk: Desk, door: socket.socket) -> None:
     settings = server.settings.http
-    api = create_api(desk, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())
+    api = create_api(desk, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())  # noqa: PLW0108  set later, by the engine room
     http = _HttpServer(
         uvicorn.Config(
             api,

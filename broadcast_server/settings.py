@@ -1,7 +1,8 @@
 """Every setting, read once at the top and handed down as values; nobody but `app` and `cli` imports this.
 
 From the environment (`LOA_…`, sections by `__`: `LOA_HTTP__PORT`) and one optional file of the same names,
-`LOA_SETTINGS_FILE` (default `{data_dir}/settings.env`). Every field has a unit in its name or its text and a safe default.
+`LOA_SETTINGS_FILE` (default `{data_dir}/settings.env`). Every field has a unit in its name or its text and a safe
+default.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class HttpSettings(_Section):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 picks a free one")
-    public_url: str | None = Field(None, description="URL under which nodes reach this server; default http://host:port")
+    public_url: str | None = Field(
+        None, description="URL under which nodes reach this server; default http://host:port"
+    )
     tls_cert: Path | None = Field(None, description="PEM certificate; with `tls_key` serves HTTPS")
     tls_key: Path | None = Field(None, description="PEM private key")
     trusted_hosts: tuple[str, ...] = Field(("127.0.0.1", "localhost"), description="Host headers that are answered")

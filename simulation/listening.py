@@ -1,7 +1,8 @@
 """What a fleet's recordings say about the broadcasts that were planned: who heard which, when, and how far apart.
 
 Works from the nodes' WAV files alone (`firmware-sim run --record`): sample k of `NODE.wav` is what sounded at
-`sample0_utc_ns + k / 48 000 s` of the true clock. Identity is the pair of tones of a sample; nothing here asks the server.
+`sample0_utc_ns + k / 48 000 s` of the true clock. Identity is the pair of tones of a sample; nothing here asks the
+server.
 """
 
 from __future__ import annotations

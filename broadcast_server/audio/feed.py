@@ -83,6 +83,8 @@ class FeedLimits:
     sound_silence_s: float = 5.0
     """No sound for so long although at least `soundless_bytes` came: undecodable."""
     soundless_bytes: int = 8 * 1024
+    gather_s: float = 0.2
+    """Once it sounds, bytes are let gather for so long: a relay has a second in hand, and every turn costs CPU."""
     dead_after_s: float = 60.0
     retry_first_s: float = 0.5
     retry_longest_s: float = 30.0
@@ -359,11 +361,11 @@ class _Feed:
 
     async def _decode(self, fmt: StreamFormat, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """PCM of `chunks` by a child of its own. Ends when they end; raises what they raise, or `undecodable`."""
-        argv = decode_stream_argv(fmt, live=True)
+        argv = decode_stream_argv(fmt, live=True, prompt=False)
         name = f"feed.decode[{self.feed_id}]"
         async with self._sandbox.child(argv, name=name, limits=LIVE, keep_stdin=True) as child:
             meter = _Meter()
-            pump = asyncio.create_task(_pump(chunks, child, meter), name=f"feed.pump[{self.feed_id}]")
+            pump = asyncio.create_task(self._pump(chunks, child, meter), name=f"feed.pump[{self.feed_id}]")
             heard, odd = False, b""
             try:
                 while True:
@@ -390,6 +392,16 @@ class _Feed:
                 raise failure
             if failure is not None or pump.cancelled() or not heard:
                 raise Unavailable("undecodable")
+
+    async def _pump(self, chunks: AsyncIterator[bytes], child: Child, meter: _Meter) -> None:
+        try:
+            async for chunk in chunks:
+                await child.write(chunk)
+                meter.bytes_since_sound += len(chunk)
+                if self._sounding_since_s is not None:
+                    await self._clock.sleep(self._limits.gather_s)
+        finally:
+            await child.end_input()
 
     async def _sniffed(
         self, chunks: AsyncIterator[bytes], declared: StreamFormat | None
@@ -418,15 +430,6 @@ class _Feed:
 @dataclass(slots=True)
 class _Meter:
     bytes_since_sound: int = 0
-
-
-async def _pump(chunks: AsyncIterator[bytes], child: Child, meter: _Meter) -> None:
-    try:
-        async for chunk in chunks:
-            await child.write(chunk)
-            meter.bytes_since_sound += len(chunk)
-    finally:
-        await child.end_input()
 
 
 async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -44,8 +44,8 @@ LONGEST_S: Final = 7_200
 KBPS: Final = 24
 # Of 10 min: complexity 0 costs 2.5 s of CPU, 5 costs 3.6 s, 10 costs 11.2 s; 5 is also what live streams use.
 COMPLEXITY: Final = 5
-# A low-rate codec overshoots: decoded peaks stand up to about 1 dB over what was encoded.
-CODEC_HEADROOM_DB: Final = 1.0
+# A low-rate codec overshoots: decoded peaks of speech stand up to about 2.5 dB over what was encoded.
+CODEC_HEADROOM_DB: Final = 2.0
 
 _PROBE_TIMEOUT_S: Final = 20.0
 _DECODE_TIMEOUT_S: Final = 300.0
@@ -108,12 +108,12 @@ def _finish(pcm: IO[bytes], assets: AssetStore, kbps: int) -> Prepared:
     meter = Meter()
     for block in _blocks(pcm):
         meter.hear(block)
-    report = meter.report()
+    ceiling_dbtp = CEILING_DBTP - CODEC_HEADROOM_DB
+    report = meter.report(ceiling_dbtp=ceiling_dbtp)
     if report.duration_ms == 0:
         raise Invalid("no_sound", field="file")
     if report.is_silent:
         raise Invalid("silent", field="file", duration_ms=report.duration_ms)
-    ceiling_dbtp = CEILING_DBTP - CODEC_HEADROOM_DB
     with assets.scratch_path() as made:
         assets.require_space(report.duration_ms * kbps // 8)
         encode_opus(levelled(_blocks(pcm), gain_db=report.gain_db, ceiling_dbtp=ceiling_dbtp), made, kbps=kbps)
@@ -148,7 +148,7 @@ def encode_opus(blocks: Iterator[Pcm], made: Path, *, kbps: int = KBPS, complexi
             for start in range(0, len(block), FRAME_BYTES):
                 part = block[start : start + FRAME_BYTES]
                 frame = av.AudioFrame(format="s16", layout="mono", samples=len(part) // SAMPLE_BYTES, align=1)
-                frame.planes[0].update(part)
+                frame.planes[0].update(bytes(part))
                 frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, at
                 at += frame.samples
                 container.mux(stream.encode(frame))

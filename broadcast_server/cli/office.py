@@ -54,7 +54,7 @@ def fail(error: BroadcastError, code: int = FAILED) -> NoReturn:
     raise SystemExit(code)
 
 
-def tell(value: Any, *, as_json: bool) -> None:  # noqa: ANN401 - whatever a command found
+def tell(value: Any, *, as_json: bool) -> None:
     """Print for machines or for people."""
     if as_json:
         json.dump(value, sys.stdout, ensure_ascii=False, indent=2, default=str)

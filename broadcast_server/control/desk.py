@@ -1,4 +1,6 @@
-"""What every verb of `control` works with: the store, time, chance and the audio room, handed down by the composition root."""
+"""What every verb of `control` works with: the store, time, chance and the audio room, handed down by the composition
+root.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.fleet import roots_for
-from broadcast_server.control.places import check_version, policy_view
+from broadcast_server.control.places import check_version, clean_text, policy_view
 from broadcast_server.domain.clock import LOCAL, Chance, Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.places import Target, TargetKind
@@ -115,7 +115,7 @@ async def add_feed(desk: Desk, actor: Actor, request: NewFeed) -> FeedMade:
     """
     now = desk.clock.now()
     feed_id = desk.chance.new_id()
-    name = _name(request.name)
+    name = clean_text(request.name, "name")
     _check_url(request.kind, request.url)
     password, salt = _push_password(desk.chance), desk.chance.token_bytes(16)
     is_push = request.kind is FeedKind.PUSH
@@ -165,7 +165,7 @@ async def update_feed(
         _not_revoked(row)
         detail: dict[str, Any] = {}
         if change.name is not None:
-            row.name = detail["name"] = _name(change.name)
+            row.name = detail["name"] = clean_text(change.name, "name")
             row.name_folded = fold(row.name)
         if change.tier is not None:
             row.tier = change.tier
@@ -295,7 +295,7 @@ async def offer_feed(desk: Desk, actor: Actor, request: NewOffer) -> FeedOfferRo
     begins = request.valid_from or now
     if request.valid_to is not None and request.valid_to <= begins:
         raise Invalid("empty_validity", field="valid_to", fix="until_after_from")
-    basis = _basis(request.basis)
+    basis = clean_text(request.basis, "basis", code="basis_missing", longest=300)
 
     def work(session: Session) -> FeedOfferRow:
         feed = _mine(session, actor, Action.FEED_OFFER, request.feed_id, now)
@@ -448,7 +448,7 @@ async def oblige(desk: Desk, actor: Actor, request: NewObligation) -> Obligation
     if request.valid_to is not None and request.valid_to <= begins:
         raise Invalid("empty_validity", field="valid_to", fix="until_after_from")
     rule = rule_from_dict(request.rule)
-    basis = _basis(request.basis)
+    basis = clean_text(request.basis, "basis", code="basis_missing", longest=300)
     targets = request.targets or (Target(TargetKind.UNIT, request.unit_id),)
 
     def work(session: Session) -> ObligationView:
@@ -657,7 +657,7 @@ def _check_url(kind: FeedKind, url: str | None) -> None:
         is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_good = False
-    if url is None or not is_good or len(url) > 500 or any(sign.isspace() for sign in url):
+    if url is None or not is_good or len(url) > 500 or not url.isascii() or not url.isprintable() or " " in url:
         raise Invalid("url_invalid", field="url", fix="give_http_url")
 
 
@@ -691,20 +691,6 @@ def _not_revoked(row: FeedRow) -> None:
 def _name_conflicts(desk: Desk, session: Session, feed_id: str, now: datetime) -> None:
     session.flush()
     conflicts.open_offer_conflicts(session, now=now, new_id=desk.chance.new_id, feed_ids=[feed_id])
-
-
-def _name(name: str) -> str:
-    kept = " ".join(name.split())
-    if not kept or len(kept) > 120:
-        raise Invalid("name_invalid", field="name")
-    return kept
-
-
-def _basis(basis: str) -> str:
-    kept = " ".join(basis.split())
-    if not kept or len(kept) > 300:
-        raise Invalid("basis_missing", field="basis")
-    return kept
 
 
 def _tell(session: Session, actor: Actor, verb: str, row: FeedRow, now: datetime, detail: dict[str, Any]) -> None:

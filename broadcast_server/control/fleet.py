@@ -22,7 +22,7 @@ from typing import Any, Final
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.places import check_version, policy_view
+from broadcast_server.control.places import check_version, clean_text, policy_view
 from broadcast_server.domain.clock import Chance, Window
 from broadcast_server.domain.errors import Conflict, Invalid, Refused
 from broadcast_server.domain.policy import QuietHours, policy_from_dict
@@ -171,7 +171,7 @@ async def update_cluster(
         detail: dict[str, Any] = {}
         if change.name is not None:
             detail["name"] = {"before": row.name, "after": change.name}
-            row.name, row.name_folded = _name(change.name), fold(change.name)
+            row.name, row.name_folded = clean_text(change.name, "name"), fold(change.name)
         if change.latitude is not None:
             row.latitude, row.longitude = change.latitude, change.longitude
             detail["position"] = [row.latitude, row.longitude]
@@ -266,7 +266,7 @@ async def create_group(desk: Desk, actor: Actor, unit_id: str, name: str, cluste
 
     def work(session: Session) -> GroupView:
         access.authorize(session, actor, Action.CLUSTER_EDIT, unit_id, at=now)
-        row = GroupRow(id=group_id, unit_id=unit_id, name=_name(name), created_at=now, version=1)
+        row = GroupRow(id=group_id, unit_id=unit_id, name=clean_text(name, "name"), created_at=now, version=1)
         session.add(row)
         session.flush()
         _set_members(session, row, cluster_ids, now)
@@ -293,7 +293,7 @@ async def update_group(
         access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
         check_version(row.version, version)
         if name is not None:
-            row.name = _name(name)
+            row.name = clean_text(name, "name")
         if cluster_ids is not None:
             _set_members(session, row, cluster_ids, now)
         row.version += 1
@@ -462,8 +462,8 @@ async def enrol(desk: Desk, request: Enrol) -> Enrolled:
             unit_id=cluster.unit_id,
             cluster_id=cluster.id,
             public_key=request.public_key,
-            hardware=request.hardware[:120],
-            firmware=request.firmware[:120],
+            hardware=_printable(request.hardware),
+            firmware=_printable(request.firmware),
             broker_password_line=line,
             asset_token_hash=secret_hash(asset_token),
             enrolled_at=now,
@@ -692,7 +692,7 @@ def _new_cluster(session: Session, cluster_id: str, request: NewCluster, now: da
         raise Invalid("cluster_code_invalid", field="code")
     if fleet.cluster_of_code(session, request.unit_id, code) is not None:
         raise Conflict("cluster_code_taken", field="code", code_taken=code)
-    name = _name(request.name or (f"Cụm {number:02d}" if request.code is None else f"Cụm {code}"))
+    name = clean_text(request.name or (f"Cụm {number:02d}" if request.code is None else f"Cụm {code}"), "name")
     row = ClusterRow(
         id=cluster_id,
         unit_id=request.unit_id,
@@ -743,18 +743,16 @@ def _node_in_service(row: NodeRow) -> None:
         raise Conflict("node_retired", node_id=row.id)
 
 
+def _printable(text: str) -> str:
+    """What a device says of itself, kept as far as it is printable."""
+    return "".join(sign for sign in text if sign.isprintable())[:120]
+
+
 def _position(latitude: float | None, longitude: float | None) -> None:
     if (latitude is None) != (longitude is None):
         raise Invalid("position_incomplete", field="latitude")
     if latitude is not None and longitude is not None and not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
         raise Invalid("position_out_of_range", field="latitude")
-
-
-def _name(name: str) -> str:
-    kept = " ".join(name.split())
-    if not kept or len(kept) > 120:
-        raise Invalid("name_invalid", field="name")
-    return kept
 
 
 def _tell(session: Session, told_by: str, verb: str, row: ClusterRow, now: datetime, detail: dict[str, Any]) -> None:

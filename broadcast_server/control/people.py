@@ -16,6 +16,7 @@ from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.fleet import new_secret
+from broadcast_server.control.places import clean_text
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import audit, people, places
 from broadcast_server.store.people import secret_hash
@@ -59,11 +60,9 @@ async def add_user(desk: Desk, actor: Actor, login: str, name: str, grant: NewGr
     """
     now = desk.clock.now()
     user_id, grant_id = desk.chance.new_id(), desk.chance.new_id()
-    kept = " ".join(name.split())
+    kept = clean_text(name, "name")
     if not _LOGIN.fullmatch(login):
         raise Invalid("login_invalid", field="login")
-    if not kept or len(kept) > 120:
-        raise Invalid("name_invalid", field="name")
 
     def work(session: Session) -> UserView:
         if grant is None and not actor.everywhere:
@@ -171,9 +170,7 @@ async def create_token(
     now = desk.clock.now()
     token_id = desk.chance.new_id()
     secret = new_secret(desk.chance, "loa_")
-    kept = " ".join(name.split())
-    if not kept or len(kept) > 120:
-        raise Invalid("name_invalid", field="name")
+    kept = clean_text(name, "name")
     if valid_for is not None and not timedelta(0) < valid_for <= timedelta(days=3_660):
         raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=3_660 * 86_400)
 

@@ -105,7 +105,7 @@ async def create_unit(desk: Desk, actor: Actor, request: NewUnit) -> UnitView:
     begins = request.valid_from or places.local_date(now)
     if not _UNIT_ID.fullmatch(unit_id):
         raise Invalid("unit_id_invalid", field="id", id=unit_id[:80])
-    name = _name(request.name)
+    name = clean_text(request.name, "name")
 
     def work(session: Session) -> UnitView:
         places.ensure_kinds(session)
@@ -140,7 +140,7 @@ async def create_unit(desk: Desk, actor: Actor, request: NewUnit) -> UnitView:
 async def rename_unit(desk: Desk, actor: Actor, unit_id: str, name: str, *, version: int | None = None) -> UnitView:
     """Give a place another name. Raises `Conflict("version_changed")` when somebody was faster."""
     now = desk.clock.now()
-    name = _name(name)
+    name = clean_text(name, "name")
 
     def work(session: Session) -> UnitView:
         access.authorize(session, actor, Action.PLACE_EDIT, unit_id, at=now)
@@ -466,10 +466,11 @@ def check_version(found: int, expected: int | None) -> None:
         raise Conflict("version_changed", field="version", expected=expected, actual=found)
 
 
-def _name(name: str) -> str:
-    kept = " ".join(name.split())
-    if not kept or len(kept) > 120:
-        raise Invalid("name_invalid", field="name")
+def clean_text(text: str, field: str, *, code: str = "name_invalid", longest: int = 120) -> str:
+    """The text on one line, single blanks. Raises `Invalid(code)` when it is empty, too long or not printable."""
+    kept = " ".join(text.split())
+    if not kept or len(kept) > longest or not kept.isprintable():
+        raise Invalid(code, field=field, longest=longest)
     return kept
 
 

@@ -17,7 +17,7 @@ LOCAL = ZoneInfo("Asia/Ho_Chi_Minh")
 
 
 class Clock(Protocol):
-    """Where instants come from; the system's in production, one ticked by hand in tests, a virtual one in simulation."""
+    """Where instants come from: the system's, one ticked by hand in tests, a virtual one in simulation."""
 
     def now(self) -> datetime:
         """The instant, aware, UTC."""

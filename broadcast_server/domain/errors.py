@@ -27,25 +27,25 @@ class BroadcastError(Exception):
         return f"{self.code}({told})"
 
 
-class Invalid(BroadcastError):
+class Invalid(BroadcastError):  # noqa: N818  the kind is the word
     """The input is wrong; the caller can mend it. Facts name the `field`."""
 
 
-class Refused(BroadcastError):
+class Refused(BroadcastError):  # noqa: N818  the kind is the word
     """Understood and not allowed: permission or station policy. Facts carry the reasons."""
 
 
-class NotFound(BroadcastError):
+class NotFound(BroadcastError):  # noqa: N818  the kind is the word
     """Nothing by that name, or nothing the caller may know of."""
 
 
-class Conflict(BroadcastError):
+class Conflict(BroadcastError):  # noqa: N818  the kind is the word
     """The state of things forbids it now: an older version, a busy mount, a duplicate."""
 
 
-class Unavailable(BroadcastError):
+class Unavailable(BroadcastError):  # noqa: N818  the kind is the word
     """A part is away; the same call may succeed later."""
 
 
-class Corrupt(BroadcastError):
+class Corrupt(BroadcastError):  # noqa: N818  the kind is the word
     """What was stored or received contradicts itself; stop and shout."""

@@ -1,8 +1,9 @@
 """The alarm clock: APScheduler rings named jobs, what they do is decided by whoever is rung.
 
-Memory job store, derived at start: the truth is in the store. Every job is coalesced, has one instance and is never dropped
-for being late (APScheduler's default drops a job 1 s late). A missed or doubled ring is harmless: the conductor looks by
-itself every half second, and the housekeeping jobs are idempotent. `jobs` rows tell `broadcast-server jobs` what ran.
+Memory job store, derived at start: the truth is in the store. Every job is coalesced, has one instance and is never
+dropped for being late (APScheduler's default drops a job 1 s late). A missed or doubled ring is harmless: the
+conductor looks by itself every half second, and the housekeeping jobs are idempotent. `jobs` rows tell
+`broadcast-server jobs` what ran.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ class Alarms:
             if self._scheduler.get_job(NEXT_EDGE) is not None:
                 self._scheduler.remove_job(NEXT_EDGE)
             return
-        self._scheduler.add_job(
-            self._edge, DateTrigger(at), id=NEXT_EDGE, name=NEXT_EDGE, replace_existing=True
-        )
+        self._scheduler.add_job(self._edge, DateTrigger(at), id=NEXT_EDGE, name=NEXT_EDGE, replace_existing=True)
 
     def drop_every_ring(self) -> None:
         """Take all jobs off the clock; everything planned must sound all the same."""
@@ -107,7 +106,7 @@ class Alarms:
         await self._store.begin(lambda session: jobs.note(session, name, started, outcome, next_at), ring=False)
 
 
-def _trigger(job: Job) -> Any:  # noqa: ANN401 - APScheduler has no types
+def _trigger(job: Job) -> Any:
     if job.daily_at is not None:
         return CronTrigger(hour=job.daily_at[0], minute=job.daily_at[1], timezone=LOCAL)
     if job.every is None:

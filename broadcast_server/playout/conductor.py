@@ -1,10 +1,11 @@
 """The leader's loop: hold the lease, plan, publish what changed, reconcile the relays, send what is overdue.
 
-It only compares *desired* with *actual*; a new behaviour is a new kind of desired state computed elsewhere, never a handler
-here. A maintainer must not break: (1) nothing is signed without the lease, and every number is stored before it is sent;
-(2) `tick` is idempotent: a missed, doubled or late ring changes nothing but the time at which it acts; (3) after every
-connect to the broker everything retained is published again, because a broker may have lost it; (4) when a node has obeyed
-something newer than what we sign (a restored backup, an older leader), we rise above it and send all again.
+It only compares *desired* with *actual*; a new behaviour is a new kind of desired state computed elsewhere, never a
+handler here. A maintainer must not break: (1) nothing is signed without the lease, and every number is stored before
+it is sent; (2) `tick` is idempotent: a missed, doubled or late ring changes nothing but the time at which it acts;
+(3) after every connect to the broker everything retained is published again, because a broker may have lost it; (4)
+when a node has obeyed something newer than what we sign (a restored backup, an older leader), we rise above it and
+send all again.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Conductor:
         lease_s: float,
         speak_for: Callable[[Sequence[str]], None],
     ) -> None:
-        """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, so that they get a key."""
+        """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys."""
         self._name, self._store, self._bus, self._signer = name, store, bus, signer
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
@@ -303,9 +304,7 @@ class Conductor:
         alerts, latches = await self._store.read(
             lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
         )
-        states = [
-            wire.alert_set(unit, alerts.get(unit, ()), latches.get(unit)) for unit in sorted(self._key_units)
-        ]
+        states = [wire.alert_set(unit, alerts.get(unit, ()), latches.get(unit)) for unit in sorted(self._key_units)]
         states += self._configs(desired, now)
         changed = [state for state in states if self._must_refill or self._states.get(state.topic) != state.body]
         if not changed:
@@ -449,5 +448,3 @@ def _conflict_rows(troubles: Sequence[Trouble]) -> list[dict[str, Any]]:
             },
         )
     return list(rows.values())
-
-

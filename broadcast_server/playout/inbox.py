@@ -1,8 +1,8 @@
 """What nodes say, taken in: statuses coalesced, reports believed only when signed and stored before they are answered.
 
-A maintainer must not break: (1) a report is acknowledged only after the commit that holds it; the node keeps it until then,
-so dropping one under load loses nothing; (2) one commit per `FLUSH_S` at most, however many nodes speak; (3) a time
-question is answered with the instant its bytes arrived, stamped by the bus, and the instant the answer left.
+A maintainer must not break: (1) a report is acknowledged only after the commit that holds it; the node keeps it until
+then, so dropping one under load loses nothing; (2) one commit per `FLUSH_S` at most, however many nodes speak; (3) a
+time question is answered with the instant its bytes arrived, stamped by the bus, and the instant the answer left.
 
 Everything refused is counted by reason in `refused`; nothing a node sends can raise out of here.
 """
@@ -105,7 +105,7 @@ class Inbox:
         now = self._clock.now()
         ids = [self._chance.new_id() for _ in words]
 
-        def write(session: Any) -> None:  # noqa: ANN401 - the session's type belongs to the store
+        def write(session: Any) -> None:
             reports.save_statuses(session, [word.row() for word in words.values()], now=now, ids=ids)
             plans.acknowledge(
                 session, {node: word.plan_sha256 for node, word in words.items() if word.plan_sha256}, now=now
@@ -175,4 +175,3 @@ class Inbox:
                     self._signer, node_id, boot_id, sequences, now=self._clock.now(), epoch=self._epoch()
                 )
                 self._bus.publish_nowait(wire.ack_topic(node_id), payload)
-

@@ -1,8 +1,9 @@
 """Turns reports into the play log: one row for every planned segment on every cluster, with a verdict.
 
-A maintainer must not break: (1) a play is proven by the node's own report, never by the schedule: without one it is MISSED only
-if the node was reachable the whole time, else UNKNOWN; (2) a row may only get better founded: a late report betters an
-UNKNOWN, nothing is deleted; (3) rows are written in bulk, a segment of 10 000 nodes is one statement.
+A maintainer must not break: (1) a play is proven by the node's own report, never by the schedule: without one it is
+MISSED only if the node was reachable the whole time, else UNKNOWN; (2) a row may only get better founded: a late
+report betters an UNKNOWN, nothing is deleted; (3) rows are written in bulk, a segment of 10 000 nodes is one
+statement.
 """
 
 from __future__ import annotations

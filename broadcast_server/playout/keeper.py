@@ -1,4 +1,5 @@
-"""Two small loops that keep the outside in step with the rows: the broker's users, and the feeds' credentials and states.
+"""Two small loops that keep the outside in step with the rows: the broker's users, and the feeds' credentials and
+states.
 
 Both follow the doorbell and look by themselves every few seconds, so a change made by another process arrives too.
 """
@@ -95,9 +96,7 @@ class FeedKeeper:
             seen[status.feed_id] = (FeedState(status.state.value), status.reason, facts)
         for feed_id in self._told.keys() - seen.keys():
             seen[feed_id] = (FeedState.UNKNOWN, None, {})
-        changed = {
-            feed_id: word for feed_id, word in seen.items() if self._told.get(feed_id) != (word[0], word[1])
-        }
+        changed = {feed_id: word for feed_id, word in seen.items() if self._told.get(feed_id) != (word[0], word[1])}
         if not changed:
             return
 

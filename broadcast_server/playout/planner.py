@@ -1,12 +1,13 @@
 """From rows to plans: entries for every set of clusters that hears the same, resolved, guarded and packed once per set.
 
-A maintainer must not break: (1) a plan's window starts at local midnight of today and is clipped from a sweep that began a
-day earlier, so a plan changes only when something that sounds changes, and once a day; (2) everything that will not sound
-as asked comes out as a named conflict: blocked content, a dropped entry, a refusal by policy; (3) what did not change is
-not computed again: places and seats are kept while `fleet_mark` holds, a target set's plan while its entries are equal.
+A maintainer must not break: (1) a plan's window starts at local midnight of today and is clipped from a sweep that
+began a day earlier, so a plan changes only when something that sounds changes, and once a day; (2) everything that
+will not sound as asked comes out as a named conflict: blocked content, a dropped entry, a refusal by policy; (3) what
+did not change is not computed again: places and seats are kept while `fleet_mark` holds, a target set's plan while
+its entries are equal.
 
-`plan` runs inside one reading snapshot, on the store's executor; it keeps memory between calls, so one planner serves one
-caller at a time.
+`plan` runs inside one reading snapshot, on the store's executor; it keeps memory between calls, so one planner serves
+one caller at a time.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ class Planner:
     def window(self, now: datetime) -> Window:
         """From local midnight of today, `plan_days` days."""
         midnight = datetime.combine(now.astimezone(LOCAL).date(), time(0), LOCAL)
-        return Window(midnight.astimezone(now.tzinfo), (midnight + timedelta(days=self._plan_days)).astimezone(now.tzinfo))
+        return Window(
+            midnight.astimezone(now.tzinfo), (midnight + timedelta(days=self._plan_days)).astimezone(now.tzinfo)
+        )
 
     def plan(self, session: Session, now: datetime) -> Desired:
         """Everything that should sound in the window, for every node there is."""

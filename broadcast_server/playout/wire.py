@@ -1,7 +1,7 @@
 """The only translator between what the server means and what the wire says (live audio has its own, `relay.stream`).
 
-Nothing else in `playout` knows topics, bodies or envelopes. What nodes say is read here into plain values; whatever is not
-right is counted by reason and comes back as None, never as an exception.
+Nothing else in `playout` knows topics, bodies or envelopes. What nodes say is read here into plain values; whatever
+is not right is counted by reason and comes back as None, never as an exception.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def node_config(
     assets_url: str,
     status_interval_s: int,
 ) -> StateToSend:
-    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's config are left out."""
+    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's are left out."""
     body = messages.NodeConfigBody(
         path=tuple(path),
         cluster=cluster_id,
@@ -346,7 +346,9 @@ def _device_ring(public_key: bytes) -> KeyRing:
 
 
 def believe_report(signed: SignedReport, public_key: bytes, refused: Counter[str]) -> Report | None:
-    """The report, if the node's own device key signed it. Its instants are evidence, not a condition: no expiry is judged."""
+    """The report, if the node's own device key signed it. Its instants are evidence, not a condition: no expiry is
+    judged.
+    """
     try:
         envelope = _device_ring(public_key).verify(
             signed.raw, kind=Kind.REPORT, target=signed.node_id, path=(), now_ms=None
@@ -390,7 +392,7 @@ async def time_answer(
     now: Callable[[], datetime],
     epoch: int,
 ) -> bytes:
-    """When the question arrived and when this answer leaves. `now` is asked last, right before signing (about 0.1 ms)."""
+    """When the question arrived and when this answer leaves. `now` is asked last, right before signing."""
     leaves = now()
     body = messages.TimeAnswerBody(
         nonce=question.nonce,
@@ -422,4 +424,3 @@ async def _ack(signer: Signer, node_id: str, body: bytes, *, now: datetime, epoc
         ]
     )
     return envelope
-

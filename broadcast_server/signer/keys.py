@@ -1,8 +1,8 @@
 """Keys in files of this machine: one root, one server key, one key for each unit that speaks for itself.
 
-A key is 32 raw private bytes in a file of mode 0600 under `LOA_DATA_DIR/keys`; it is made at first use from the injected
-chance and never leaves this module. Delegations are not stored: they follow from the keys there are and are signed
-by the root whenever they are asked for, so a lost broker is refilled from here.
+A key is 32 raw private bytes in a file of mode 0600 under `LOA_DATA_DIR/keys`; it is made at first use from the
+injected chance and never leaves this module. Delegations are not stored: they follow from the keys there are and are
+signed by the root whenever they are asked for, so a lost broker is refilled from here.
 """
 
 from __future__ import annotations

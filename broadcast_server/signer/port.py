@@ -30,7 +30,9 @@ class Signer(Protocol):
     """Whoever holds the keys: in this process now, in a process and user of its own once keys are scoped."""
 
     async def sign_many(self, requests: Sequence[SignRequest]) -> list[bytes]:
-        """Envelopes in the order of the requests. Raises `Refused` if no key may speak for one of them; then none is made."""
+        """Envelopes in the order of the requests. Raises `Refused` if no key may speak for one of them; then none is
+        made.
+        """
         ...
 
     def root_public(self) -> bytes:

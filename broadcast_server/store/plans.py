@@ -86,10 +86,8 @@ def published(session: Session) -> dict[str, PublishedPlan]:
 
 def bodies(session: Session, hashes: Iterable[str]) -> dict[str, bytes]:
     """Packed bodies by hash."""
-    rows = session.execute(
-        select(PlanBodyRow.sha256, PlanBodyRow.packed).where(PlanBodyRow.sha256.in_(tuple(hashes)))
-    )
-    return {sha256: packed for sha256, packed in rows}
+    rows = session.execute(select(PlanBodyRow.sha256, PlanBodyRow.packed).where(PlanBodyRow.sha256.in_(tuple(hashes))))
+    return dict(rows.tuples().all())
 
 
 def record_published(
@@ -210,7 +208,7 @@ def feed_sources(session: Session, feed_ids: Iterable[str]) -> dict[str, FeedSou
 def fleet_mark(session: Session) -> tuple[int, ...]:
     """Numbers that change whenever places, clusters, groups, nodes or policies do; cheap to ask."""
 
-    def of(*values: Any) -> Any:  # noqa: ANN401 - SQL expressions
+    def of(*values: Any) -> Any:
         return [select(value).scalar_subquery() for value in values]
 
     row = session.execute(
@@ -219,7 +217,11 @@ def fleet_mark(session: Session) -> tuple[int, ...]:
             *of(func.count(UnitLinkRow.id), func.count(UnitLinkRow.valid_to)),
             *of(func.count(ClusterRow.id), func.coalesce(func.sum(ClusterRow.version), 0)),
             *of(func.count(ClusterRow.retired_at), func.count(NodeRow.id), func.count(NodeRow.retired_at)),
-            *of(func.count(GroupRow.id), func.coalesce(func.sum(GroupRow.version), 0), func.count(GroupMemberRow.group_id)),
+            *of(
+                func.count(GroupRow.id),
+                func.coalesce(func.sum(GroupRow.version), 0),
+                func.count(GroupMemberRow.group_id),
+            ),
             *of(func.count(PolicyRow.unit_id), func.coalesce(func.sum(PolicyRow.version), 0)),
         )
     ).one()

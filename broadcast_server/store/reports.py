@@ -40,11 +40,13 @@ def known_nodes(session: Session) -> dict[str, KnownNode]:
     return {row[0]: KnownNode(row[0], row[1], row[2], bytes.fromhex(row[3])) for row in rows}
 
 
-def save_statuses(session: Session, statuses: Sequence[Mapping[str, Any]], *, now: datetime, ids: Iterable[str]) -> None:
+def save_statuses(
+    session: Session, statuses: Sequence[Mapping[str, Any]], *, now: datetime, ids: Iterable[str]
+) -> None:
     """The latest word of each node. Opens and closes the span in which it was reachable.
 
-    Each status: `node_id, link, boot_id, plan_sha256, highest_epoch, highest_sequence, sounding, body`. `ids`: fresh ids, one
-    per status at least.
+    Each status: `node_id, link, boot_id, plan_sha256, highest_epoch, highest_sequence, sounding, body`. `ids`: fresh
+    ids, one per status at least.
     """
     names = [status["node_id"] for status in statuses]
     before = dict(
@@ -91,9 +93,7 @@ def save_statuses(session: Session, statuses: Sequence[Mapping[str, Any]], *, no
 
 def highest_seen(session: Session) -> tuple[int, int]:
     """The highest epoch and the highest sequence that any node has obeyed."""
-    row = session.execute(
-        select(func.max(NodeStatusRow.highest_epoch), func.max(NodeStatusRow.highest_sequence))
-    ).one()
+    row = session.execute(select(func.max(NodeStatusRow.highest_epoch), func.max(NodeStatusRow.highest_sequence))).one()
     return (row[0] or 0, row[1] or 0)
 
 
@@ -110,7 +110,9 @@ def reports_of(session: Session, entry_ids: Sequence[str], node_ids: Sequence[st
     return list(session.scalars(query.order_by(ReportRow.node_id, ReportRow.boot_id, ReportRow.sequence)))
 
 
-def reachable(session: Session, node_ids: Sequence[str], start: datetime, end: datetime) -> dict[str, list[LinkSpanRow]]:
+def reachable(
+    session: Session, node_ids: Sequence[str], start: datetime, end: datetime
+) -> dict[str, list[LinkSpanRow]]:
     """Spans in which nodes were reachable that touch `[start, end)`, by node."""
     rows = session.scalars(
         select(LinkSpanRow)

@@ -30,6 +30,7 @@ from broadcast_server.store.tables import (
     AssetRow,
     BulletinRow,
     BulletinVersionRow,
+    ClusterRow,
     FeedOfferRow,
     FeedRow,
     ProgrammeRow,
@@ -257,6 +258,12 @@ def later_in_series(session: Session, series_id: str, starts_from: datetime) -> 
             )
         )
     )
+
+
+def cluster_configs(session: Session) -> dict[str, dict[str, Any]]:
+    """Settings of every cluster in service."""
+    rows = session.execute(select(ClusterRow.id, ClusterRow.config).where(ClusterRow.retired_at.is_(None)))
+    return {cluster_id: config for cluster_id, config in rows}  # noqa: C416 - a Row is not a pair to mypy
 
 
 # -- entries ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The core's tables: flat, no methods, no relationships loaded by surprise.
 
-Every row that belongs to a place has a `unit_id`. Instants are `UtcDateTime` columns; local dates of the law (a district's
-closing day) are dates. JSON columns hold what is read whole and never searched. Features bring tables of their own.
+Every row that belongs to a place has a `unit_id`. Instants are `UtcDateTime` columns; local dates of the law (a
+district's closing day) are dates. JSON columns hold what is read whole and never searched. Features bring tables of
+their own.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ class NodeRow(Base):
 
     __tablename__ = "nodes"
     __table_args__ = (
-        # One life at a time for a device key: a retired node's box may be enrolled again, its old row keeps its evidence.
+        # One life at a time for a device key: a retired node's box may be enrolled again, its old row keeps its
+        # evidence.
         Index(
             "uq_nodes_public_key_live",
             "public_key",
@@ -170,7 +172,7 @@ class NodeRow(Base):
 
 
 class NodeStatusRow(Base):
-    """The node's last word about itself; rewritten often, so apart from the register. `since` is when `link` changed."""
+    """The node's last word, rewritten often, so apart from the register. `since` is when `link` changed."""
 
     __tablename__ = "node_statuses"
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
@@ -311,7 +313,8 @@ class BulletinRow(Base):
     valid_from: Mapped[datetime | None]
     valid_to: Mapped[datetime | None]
     key: Mapped[str | None] = mapped_column(String(120), index=True)
-    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another.
+    """
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
@@ -355,7 +358,8 @@ class ProgrammeRow(Base):
     approved_at: Mapped[datetime | None]
     approved_hash: Mapped[str | None] = mapped_column(String(64))
     key: Mapped[str | None] = mapped_column(String(120), index=True)
-    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another.
+    """
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
@@ -365,7 +369,9 @@ class ProgrammeRow(Base):
 
 
 class ScheduleRow(Base):
-    """What should sound: content, targets, rule. "From here on" ends one row and begins another of the same `series_id`."""
+    """What should sound: content, targets, rule. "From here on" ends one row and begins another of the same
+    `series_id`.
+    """
 
     __tablename__ = "schedules"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -397,7 +403,8 @@ class ScheduleRow(Base):
     ends_at: Mapped[datetime | None] = mapped_column(index=True)
     """No occurrence begins at or after; None: open."""
     key: Mapped[str | None] = mapped_column(String(120), index=True)
-    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another."""
+    """Its name in an imported document: the same key of the same unit again changes this one instead of adding another.
+    """
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
@@ -428,7 +435,9 @@ class ScheduleExceptionRow(Base):
 
 
 class ConflictRow(Base):
-    """Coming entries that will not sound as planned, with the way out that is proposed; never a silence nobody was told of."""
+    """Coming entries that will not sound as planned, with the way out that is proposed; never a silence nobody was told
+    of.
+    """
 
     __tablename__ = "conflicts"
     __table_args__ = (UniqueConstraint("schedule_id", "kind", "subject"),)

@@ -59,6 +59,6 @@ class Word(TypeDecorator[StrEnum]):
 
 
 def fold(text: str) -> str:
-    """Search form of Vietnamese text: lower case, no diacritics, đ as d. Folded here because no database does it alike."""
+    """Search form of Vietnamese text: lower case, no diacritics, đ as d; no two databases fold alike."""
     plain = unicodedata.normalize("NFD", text.lower().replace("đ", "d"))
     return "".join(letter for letter in plain if not unicodedata.combining(letter))

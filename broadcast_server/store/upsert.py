@@ -12,7 +12,9 @@ from broadcast_server.store.tables import Base
 
 
 def upsert(session: Session, table: type[Base], rows: Sequence[dict[str, Any]], *, update: Sequence[str] = ()) -> None:
-    """Insert `rows` (all with the same columns); where the primary key is there already set `update`, or leave it alone."""
+    """Insert `rows` (all with the same columns); where the primary key is there already set `update`, or leave it
+    alone.
+    """
     if not rows:
         return
     columns = table.__table__
