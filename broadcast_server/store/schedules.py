@@ -33,15 +33,21 @@ from broadcast_server.store.tables import (
     ClusterRow,
     FeedOfferRow,
     FeedRow,
+    FeedStatusRow,
+    NodeRow,
+    NodeStatusRow,
+    PlayRow,
     ProgrammeRow,
     ScheduleExceptionRow,
     ScheduleRow,
     ScheduleTargetRow,
+    StopAllRow,
 )
 from broadcast_server.store.words import (
     ConflictKind,
     ContentKind,
     ExceptionKind,
+    FeedState,
     ScheduleKind,
     ScheduleState,
     VersionState,
@@ -260,6 +266,148 @@ def later_in_series(session: Session, series_id: str, starts_from: datetime) -> 
     )
 
 
+def carry_exceptions(session: Session, from_id: str, to_id: str, since: datetime) -> None:
+    """Give the differing occurrences at `since` and after to the row that goes on with the series."""
+    for row in exceptions_of(session, (from_id,))[from_id]:
+        if row.occurs_at >= since:
+            session.add(
+                ScheduleExceptionRow(
+                    schedule_id=to_id,
+                    occurs_at=row.occurs_at,
+                    kind=row.kind,
+                    moved_to=row.moved_to,
+                    length_ms=row.length_ms,
+                    cut_at=row.cut_at,
+                    created_by=row.created_by,
+                    created_at=row.created_at,
+                )
+            )
+            session.delete(row)
+    session.flush()
+
+
+def forget_exceptions(session: Session, schedule_id: str) -> None:
+    """No occurrence differs any more: the rule they belonged to is gone."""
+    for row in exceptions_of(session, (schedule_id,))[schedule_id]:
+        session.delete(row)
+    session.flush()
+
+
+def schedule_of_key(session: Session, unit_id: str, key: str) -> ScheduleRow | None:
+    """The schedule in force that a document calls so."""
+    return session.scalars(
+        select(ScheduleRow)
+        .where(ScheduleRow.unit_id == unit_id, ScheduleRow.key == key, ScheduleRow.state == ScheduleState.ACTIVE)
+        .order_by(ScheduleRow.starts_at.desc())
+        .limit(1)
+    ).first()
+
+
+# -- what stands around a schedule ------------------------------------------------------------------------------------
+
+
+def any_online(session: Session, cluster_ids: Collection[str]) -> bool:
+    """Whether at least one node of these clusters is reachable as far as we know."""
+    online = session.scalars(
+        select(NodeRow.cluster_id)
+        .join(NodeStatusRow, NodeStatusRow.node_id == NodeRow.id)
+        .where(NodeRow.retired_at.is_(None), NodeStatusRow.link == "online")
+    )
+    wanted = frozenset(cluster_ids)
+    return any(cluster_id in wanted for cluster_id in online)
+
+
+def ailing_feeds(session: Session, feed_ids: Collection[str]) -> dict[str, str]:
+    """State of those feeds that were last seen stalled or dead."""
+    rows = session.execute(
+        select(FeedStatusRow.feed_id, FeedStatusRow.state).where(
+            FeedStatusRow.feed_id.in_(feed_ids), FeedStatusRow.state.in_([FeedState.STALLED, FeedState.DEAD])
+        )
+    )
+    return {feed_id: state.value for feed_id, state in rows}
+
+
+def stop_all_at(session: Session, path: Collection[str], at: datetime) -> StopAllRow | None:
+    """The stop-all latch of a place or of what lies above it that was in force at an instant."""
+    return session.scalars(
+        select(StopAllRow)
+        .where(
+            StopAllRow.unit_id.in_(path),
+            StopAllRow.since <= at,
+            or_(StopAllRow.released_at.is_(None), StopAllRow.released_at > at),
+        )
+        .order_by(StopAllRow.since)
+        .limit(1)
+    ).first()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An occurrence that a person took off the air, wholly or from an instant on."""
+
+    kind: ExceptionKind
+    schedule_id: str
+    title: str
+    occurs_at: datetime
+    moved_to: datetime | None
+    cut_at: datetime | None
+    by: str
+
+    def facts(self) -> dict[str, Any]:
+        """For the sentence."""
+        facts = {"title": self.title, "schedule_id": self.schedule_id, "occurs_at": self.occurs_at, "by": self.by}
+        return facts | {"moved_to": self.moved_to, "cut_at": self.cut_at}
+
+
+def removed_at(session: Session, naming: Collection[Target] | None, at: datetime) -> Removed | None:
+    """The latest cancelled, moved or stopped occurrence of a schedule naming one of these targets that was meant for
+    `at`.
+    """
+    query = (
+        select(ScheduleExceptionRow, ScheduleRow)
+        .join(ScheduleRow, ScheduleRow.id == ScheduleExceptionRow.schedule_id)
+        .where(ScheduleExceptionRow.occurs_at <= at, ScheduleExceptionRow.occurs_at > at - LONGEST_WINDOW)
+        .order_by(ScheduleExceptionRow.occurs_at.desc(), ScheduleRow.id)
+    )
+    if naming is not None:
+        query = query.where(ScheduleRow.id.in_(_naming(naming)))
+    for difference, row in session.execute(query):
+        length = _length_of(session, row)
+        if at < difference.occurs_at + length:
+            return Removed(
+                kind=difference.kind,
+                schedule_id=row.id,
+                title=row.name,
+                occurs_at=difference.occurs_at,
+                moved_to=difference.moved_to,
+                cut_at=difference.cut_at,
+                by=difference.created_by,
+            )
+    return None
+
+
+def _length_of(session: Session, row: ScheduleRow) -> timedelta:
+    """How long an occurrence is meant to last."""
+    if row.length_ms is not None:
+        return row.length_ms * _MS
+    shelf = _Shelf(session, ScheduleRow.id == row.id, {row.content_kind})
+    content, _ = shelf.content(row)
+    return _UNKNOWN_LENGTH if content.asset is None else content.asset.duration
+
+
+def reported_at(session: Session, cluster_id: str, at: datetime) -> list[dict[str, Any]]:
+    """What the play log has of a cluster at an instant."""
+    rows = session.execute(
+        select(PlayRow.broadcast_id, PlayRow.verdict, PlayRow.reason, PlayRow.heard_ms, PlayRow.node_id).where(
+            PlayRow.cluster_id == cluster_id, PlayRow.starts_at <= at, PlayRow.ends_at > at
+        )
+    )
+    return [
+        {"broadcast_id": one, "verdict": verdict.value, "reason": reason, "heard_ms": heard_ms, "node_id": node_id}
+        for one, verdict, reason, heard_ms, node_id in rows
+    ]
+
+
 def cluster_configs(session: Session) -> dict[str, dict[str, Any]]:
     """Settings of every cluster in service."""
     rows = session.execute(select(ClusterRow.id, ClusterRow.config).where(ClusterRow.retired_at.is_(None)))
@@ -401,18 +549,19 @@ def _wanted(
     if schedule_ids is not None:
         wanted = and_(wanted, ScheduleRow.id.in_(schedule_ids))
     if touching is not None:
-        refs: dict[TargetKind, list[str]] = defaultdict(list)
-        for target in touching:
-            refs[target.kind].append(target.ref)
-        named = or_(
-            false(),
-            *(
-                and_(ScheduleTargetRow.kind == kind.value, ScheduleTargetRow.ref.in_(names))
-                for kind, names in refs.items()
-            ),
-        )
-        wanted = and_(wanted, ScheduleRow.id.in_(select(ScheduleTargetRow.schedule_id).where(named)))
+        wanted = and_(wanted, ScheduleRow.id.in_(_naming(touching)))
     return wanted
+
+
+def _naming(targets: Collection[Target]) -> Select[tuple[str]]:
+    """Ids of the schedules that name one of these targets."""
+    refs: dict[TargetKind, list[str]] = defaultdict(list)
+    for target in targets:
+        refs[target.kind].append(target.ref)
+    named = (
+        and_(ScheduleTargetRow.kind == kind.value, ScheduleTargetRow.ref.in_(names)) for kind, names in refs.items()
+    )
+    return select(ScheduleTargetRow.schedule_id).where(or_(false(), *named))
 
 
 def _of_schedules(columns: Sequence[Any], wanted: ColumnElement[bool]) -> Select[Any]:

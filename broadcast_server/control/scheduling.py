@@ -1,0 +1,1078 @@
+"""Placing sound on the air: schedule, change, cancel, play now, stop, and the two questions: what will sound, and why.
+
+Every verb that adds sound writes its rows, resolves the affected clusters with and without them inside the same
+transaction (`control.clashes`), and rolls back when the stations' policies forbid it or when it displaces something and
+the person has not accepted that. Facts a maintainer must not break: nothing is saved that was not judged; the past is
+not rewritten ("all" means from the next occurrence on); content must be approved, by hash, before it can be placed.
+
+Source: Thông tư 39/2020 (classes; the commune orders ties of *ưu tiên*), Nghị định 49/2024 (station regulations).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, time, timedelta
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar
+
+from broadcast_server.control import access
+from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.clashes import (
+    Neighbourhood,
+    Notice,
+    Preview,
+    Verdict,
+    clash_facts,
+    compare,
+)
+from broadcast_server.control.desk import Desk
+from broadcast_server.control.outlook import LEAD_IN, lines, local_text
+from broadcast_server.domain.clock import LOCAL, Window
+from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
+from broadcast_server.domain.places import Target, TargetKind
+from broadcast_server.domain.policy import Violation
+from broadcast_server.domain.recurrence import Once, Rule, occurrences, rule_from_dict, rule_to_dict, to_instant
+from broadcast_server.store import audit, feeds, library, places, schedules
+from broadcast_server.store.schedules import LONGEST_WINDOW, ScheduledEntry, late_from_dict, late_to_dict, level_of
+from broadcast_server.store.session import Session
+from broadcast_server.store.tables import ScheduleExceptionRow, ScheduleRow
+from broadcast_server.store.words import ConflictKind, ContentKind, ExceptionKind, ScheduleKind, ScheduleState
+from speaker_protocol.rules import BulletinClass, Late
+
+T = TypeVar("T")
+
+LOOK_AHEAD: Final = timedelta(days=30)
+"""Quiet hours and suspensions are held against this much of a schedule; conflicts too where few schedules touch."""
+
+BUSY_LOOK_AHEAD: Final = timedelta(days=8)
+"""Conflicts are looked for this far where many schedules touch, as on a whole province."""
+
+MANY_ENTRIES: Final = 6_000
+PLAY_NOW_LEAD: Final = timedelta(seconds=5)
+"""From the order to the sound: plan to every node, audio fetched, all starting on one instant."""
+
+PLAY_NOW_QUEUE: Final = timedelta(hours=1)
+NEXT_OCCURRENCE_WITHIN: Final = timedelta(days=800)
+"""A yearly lunar feast has one in it; a rule without any is over."""
+
+_LANGUAGE: Final = re.compile(r"[a-z]{3}")
+_MS: Final = timedelta(milliseconds=1)
+_DAY: Final = timedelta(days=1)
+
+
+# -- requests and answers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """What should sound. No `targets`: the whole unit. `length`: a relay needs it; recorded sound has its own."""
+
+    unit_id: str
+    content_kind: ContentKind
+    content_id: str
+    rule: Rule
+    targets: tuple[Target, ...] = ()
+    name: str | None = None
+    language: str = "vie"
+    length: timedelta | None = None
+    max_wait: timedelta = timedelta(0)
+    late: Late = field(default_factory=Late)
+    tie_order: int = 0
+    gain_db: float = 0.0
+    accept_conflicts: bool = False
+    key: str | None = None
+
+
+class Scope(StrEnum):
+    """How much of a repeating schedule is meant."""
+
+    THIS = "this"
+    FROM_HERE = "from_here"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleChange:
+    """What should be different; None: as it is. Of THIS occurrence only `moved_to` and `length` can differ."""
+
+    moved_to: datetime | None = None
+    length: timedelta | None = None
+    rule: Rule | None = None
+    name: str | None = None
+    content_kind: ContentKind | None = None
+    content_id: str | None = None
+    targets: tuple[Target, ...] | None = None
+    language: str | None = None
+    max_wait: timedelta | None = None
+    late: Late | None = None
+    tie_order: int | None = None
+    gain_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSchedule:
+    """Change a schedule. `occurrence`: the instant the rule gives, needed unless all is meant."""
+
+    schedule_id: str
+    scope: Scope
+    change: ScheduleChange
+    occurrence: datetime | None = None
+    version: int | None = None
+    accept_conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSchedule:
+    """Take a schedule, or a part of it, off the air."""
+
+    schedule_id: str
+    scope: Scope
+    occurrence: datetime | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlayNow:
+    """Sound as soon as possible. `queue`: wait for the air up to an hour rather than be refused."""
+
+    unit_id: str
+    content_kind: ContentKind
+    content_id: str
+    targets: tuple[Target, ...] = ()
+    language: str = "vie"
+    length: timedelta | None = None
+    gain_db: float = 0.0
+    queue: bool = False
+    accept_conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleView:
+    """A schedule as it stands."""
+
+    id: str
+    series_id: str
+    unit_id: str
+    name: str
+    kind: ScheduleKind
+    klass: BulletinClass
+    level: int
+    content_kind: ContentKind
+    content_id: str
+    language: str
+    rule: Mapping[str, Any]
+    targets: tuple[Target, ...]
+    length_ms: int | None
+    max_wait_ms: int
+    late: Mapping[str, Any]
+    tie_order: int
+    gain_db: float
+    required: bool
+    state: ScheduleState
+    starts_at: datetime
+    ends_at: datetime | None
+    exceptions: tuple[ExceptionView, ...]
+    created_by: str
+    created_at: datetime
+    version: int
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionView:
+    """One occurrence that differs."""
+
+    occurs_at: datetime
+    kind: ExceptionKind
+    moved_to: datetime | None
+    length_ms: int | None
+    cut_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A schedule that was saved, and what it does."""
+
+    schedule: ScheduleView
+    preview: Preview
+
+
+@dataclass(frozen=True, slots=True)
+class Playing:
+    """When a play-now really sounds: the first and the last cluster's start; both None: nowhere."""
+
+    schedule: ScheduleView
+    entry_id: str
+    starts_at: datetime | None
+    latest_start_at: datetime | None
+    preview: Preview
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """One occurrence that was stopped. `heard_ms`: how much of it had sounded, 0: it had not begun."""
+
+    entry_id: str
+    cut_at: datetime
+    heard_ms: int
+
+
+class _DryRun(Exception):  # noqa: N818 - not an error: it carries the answer past a transaction that must not commit
+    def __init__(self, preview: Preview) -> None:
+        super().__init__()
+        self.preview = preview
+
+
+# -- verbs: placing ---------------------------------------------------------------------------------------------------
+
+
+async def create_schedule(desk: Desk, actor: Actor, request: NewSchedule) -> Placed:
+    """Put something on the air.
+
+    Raises `Invalid` naming the field (naive or past time, unknown target), `Refused` by policy, permission or missing
+    approval, `Conflict("schedule_conflict")` with every conflict and its ways out unless they are accepted.
+    """
+    now = desk.clock.now()
+    schedule_id = desk.chance.new_id()
+    return await desk.store.begin(lambda session: enter_schedule(session, actor, request, schedule_id, now))
+
+
+async def preview_schedule(desk: Desk, actor: Actor, request: NewSchedule) -> Preview:
+    """What `create_schedule` would do, conflicts included; nothing is saved. Raises as it does, but for conflicts."""
+    now = desk.clock.now()
+    schedule_id = desk.chance.new_id()
+
+    def work(session: Session) -> None:
+        placed = enter_schedule(session, actor, replace(request, accept_conflicts=True), schedule_id, now)
+        raise _DryRun(placed.preview)
+
+    return await _dry_run(desk, work)
+
+
+def enter_schedule(
+    session: Session,
+    actor: Actor,
+    request: NewSchedule,
+    schedule_id: str,
+    now: datetime,
+    *,
+    kind: ScheduleKind | None = None,
+    verb: str = "schedule.create",
+) -> Placed:
+    """`create_schedule` inside a transaction of the caller's."""
+    around = Neighbourhood.read(session, places.local_date(now))
+    action = Action.PLAY_NOW if kind is ScheduleKind.PLAY_NOW else Action.SCHEDULE
+    access.authorize(session, actor, action, request.unit_id, at=now)
+    draft = _draft(session, actor, around, request, now, begins=now, is_required=False)
+    row = ScheduleRow(
+        id=schedule_id,
+        series_id=schedule_id,
+        unit_id=request.unit_id,
+        required=False,
+        state=ScheduleState.ACTIVE,
+        key=request.key,
+        created_by=actor.login,
+        created_at=now,
+        version=1,
+        **draft.columns | ({} if kind is None else {"kind": kind}),
+    )
+    judge = _Judge(session, around, now, draft.reached, draft.first)
+    before = judge.entries()
+    schedules.add_schedule(session, row, draft.targets)
+    preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts)
+    _audit(
+        session,
+        actor,
+        row,
+        now,
+        verb,
+        content=f"{row.content_kind.value}/{row.content_id}",
+        rule=row.rule,
+        targets=[f"{target.kind.value}/{target.ref}" for target in draft.targets],
+        clusters=len(draft.reached),
+        conflicts_accepted=len(preview.clashes),
+    )
+    return Placed(_shown(session, row), preview)
+
+
+# -- verbs: changing --------------------------------------------------------------------------------------------------
+
+
+async def change_schedule(desk: Desk, actor: Actor, request: ChangeSchedule) -> Placed:
+    """Change one occurrence, everything from one on, or all that is still to come. Raises as `create_schedule` does."""
+    now = desk.clock.now()
+    return await desk.store.begin(lambda session: enter_change(session, desk.chance.new_id, actor, request, now))
+
+
+async def preview_change(desk: Desk, actor: Actor, request: ChangeSchedule) -> Preview:
+    """What `change_schedule` would do; nothing is saved."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> None:
+        accepting = replace(request, accept_conflicts=True)
+        raise _DryRun(enter_change(session, desk.chance.new_id, actor, accepting, now).preview)
+
+    return await _dry_run(desk, work)
+
+
+def enter_change(
+    session: Session, new_id: Callable[[], str], actor: Actor, request: ChangeSchedule, now: datetime
+) -> Placed:
+    """`change_schedule` inside a transaction of the caller's."""
+    row, targets = _open_row(session, actor, request.schedule_id, request.version, now)
+    around = Neighbourhood.read(session, places.local_date(now))
+    if request.scope is Scope.THIS:
+        return _change_this(session, actor, around, row, targets, request, now)
+    if request.change.moved_to is not None:
+        raise Invalid("moves_one_occurrence_only", field="change.moved_to", fix="change_the_rule")
+    split = now if request.scope is Scope.ALL else _coming_occurrence(row, request.occurrence, now)
+    return _change_onwards(session, new_id, actor, around, row, targets, split, request, now)
+
+
+def _change_this(
+    session: Session,
+    actor: Actor,
+    around: Neighbourhood,
+    row: ScheduleRow,
+    targets: tuple[Target, ...],
+    request: ChangeSchedule,
+    now: datetime,
+) -> Placed:
+    change = request.change
+    occurs_at = _coming_occurrence(row, request.occurrence, now)
+    for name in _CHANGES - {"moved_to", "length"}:
+        if getattr(change, name) is not None:
+            raise Invalid("not_for_one_occurrence", field=f"change.{name}", fix="change_from_here")
+    moved_to = _future(occurs_at if change.moved_to is None else change.moved_to, now, "change.moved_to")
+    length_ms = None
+    if change.length is not None:
+        length_ms = _length_ms(row.content_kind, change.length, row.max_wait_ms * _MS, "change.length")
+    judge = _Judge(session, around, now, around.reach(targets), min(moved_to, occurs_at))
+    before = judge.entries()
+    _except(session, actor, row, now, occurs_at, ExceptionKind.MOVED, moved_to=moved_to, length_ms=length_ms)
+    preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts, start_field="change.moved_to")
+    _audit(session, actor, row, now, "schedule.move", occurrence=occurs_at.isoformat(), to=moved_to.isoformat())
+    return Placed(_shown(session, row), preview)
+
+
+def _change_onwards(
+    session: Session,
+    new_id: Callable[[], str],
+    actor: Actor,
+    around: Neighbourhood,
+    row: ScheduleRow,
+    targets: tuple[Target, ...],
+    split: datetime,
+    request: ChangeSchedule,
+    now: datetime,
+) -> Placed:
+    """From `split` on: in place if nothing of it has happened by then, else this row ends and another begins."""
+    change = request.change
+    has_begun = any(True for _ in _row_occurrences(row, row.starts_at, split))
+    is_all = request.scope is Scope.ALL
+    wanted = _merged(row, targets, change, accept_conflicts=request.accept_conflicts)
+    draft = _draft(session, actor, around, wanted, now, begins=split - _MS, is_required=row.required)
+    if not is_all and row.ends_at is not None:
+        ends = draft.columns["ends_at"]
+        draft.columns["ends_at"] = row.ends_at if ends is None else min(ends, row.ends_at)
+    judge = _Judge(session, around, now, around.reach(targets) | draft.reached, min(split, draft.first))
+    before = judge.entries()
+    if is_all:
+        for later in schedules.later_in_series(session, row.series_id, split):
+            if later.id != row.id:
+                later.state, later.version = ScheduleState.CANCELLED, later.version + 1
+    keeps_rule = change.rule is None
+    if has_begun:
+        fresh = ScheduleRow(
+            id=new_id(),
+            series_id=row.series_id,
+            unit_id=row.unit_id,
+            required=row.required,
+            state=ScheduleState.ACTIVE,
+            key=row.key,
+            created_by=actor.login,
+            created_at=now,
+            version=1,
+            **draft.columns,
+        )
+        row.ends_at, row.key, row.version = split, None, row.version + 1
+        schedules.add_schedule(session, fresh, draft.targets)
+        if keeps_rule:
+            schedules.carry_exceptions(session, row.id, fresh.id, split)
+    else:
+        fresh = row
+        for name, value in draft.columns.items():
+            setattr(row, name, value)
+        row.version += 1
+        schedules.replace_targets(session, row.id, draft.targets)
+        if not keeps_rule:
+            schedules.forget_exceptions(session, row.id)
+    session.flush()
+    preview = judge.judge(before, (fresh.id,), accept_conflicts=request.accept_conflicts, start_field="change.rule")
+    _audit(
+        session, actor, fresh, now, "schedule.change", scope=request.scope.value, since=split.isoformat(), was=row.id
+    )
+    return Placed(_shown(session, fresh), preview)
+
+
+# -- verbs: taking off ------------------------------------------------------------------------------------------------
+
+
+async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> ScheduleView:
+    """Take one occurrence, everything from one on, or all that is still to come off the air.
+
+    What sounds at this moment goes on to its end; `stop` ends it.
+    """
+    now = desk.clock.now()
+
+    def work(session: Session) -> ScheduleView:
+        row, _ = _open_row(session, actor, request.schedule_id, request.version, now)
+        if request.scope is Scope.THIS:
+            occurs_at = _coming_occurrence(row, request.occurrence, now)
+            _except(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
+            told = {"occurrence": occurs_at.isoformat()}
+        else:
+            split = now if request.scope is Scope.ALL else _coming_occurrence(row, request.occurrence, now)
+            _end(row, split)
+            if request.scope is Scope.ALL:
+                for later in schedules.later_in_series(session, row.series_id, split):
+                    _end(later, split)
+            session.flush()
+            told = {"since": split.isoformat()}
+        _audit(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
+        return _shown(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def play_now(desk: Desk, actor: Actor, request: PlayNow) -> Playing:
+    """Sound as soon as the nodes can all begin together, and tell when that really is.
+
+    Raises as `create_schedule` does, and `Conflict("air_taken")` when the air is busy and `queue` was not asked for.
+    """
+    now = desk.clock.now()
+    schedule_id = desk.chance.new_id()
+    starts = _next_second(now + PLAY_NOW_LEAD)
+    wanted = NewSchedule(
+        unit_id=request.unit_id,
+        content_kind=request.content_kind,
+        content_id=request.content_id,
+        rule=Rule(Once(starts.astimezone(LOCAL).replace(tzinfo=None))),
+        targets=request.targets,
+        language=request.language,
+        length=request.length,
+        max_wait=PLAY_NOW_QUEUE if request.queue else timedelta(0),
+        gain_db=request.gain_db,
+        accept_conflicts=request.accept_conflicts,
+    )
+
+    def work(session: Session) -> Playing:
+        placed = enter_schedule(
+            session, actor, wanted, schedule_id, now, kind=ScheduleKind.PLAY_NOW, verb="schedule.play_now"
+        )
+        stretches = placed.preview.stretches
+        if not stretches and placed.preview.clashes:
+            raise _air_taken(placed.preview)
+        begins = [stretch.start for stretch in stretches if stretch.offset_ms == 0] or [one.start for one in stretches]
+        return Playing(
+            schedule=placed.schedule,
+            entry_id=schedules.entry_id(schedule_id, starts),
+            starts_at=min(begins, default=None),
+            latest_start_at=max(begins, default=None),
+            preview=placed.preview,
+        )
+
+    return await desk.store.begin(work)
+
+
+async def stop(desk: Desk, actor: Actor, entry_id: str) -> Stopped:
+    """End one occurrence that sounds or waits; it is out of the next plan. Raises `Conflict("not_sounding")`."""
+    now = desk.clock.now()
+    schedule_id, occurs_at = schedules.parse_entry_id(entry_id)
+
+    def work(session: Session) -> Stopped:
+        row = schedules.schedule(session, schedule_id)
+        access.authorize(session, actor, Action.STOP, row.unit_id, at=now)
+        around = Neighbourhood.read(session, places.local_date(now))
+        window = Window(now - LONGEST_WINDOW, now + LONGEST_WINDOW)
+        own = schedules.load_entries(session, window, now, schedule_ids=(schedule_id,))
+        entry = next((one for one in own if one.id == entry_id), None)
+        if entry is None or not entry.entry.start <= now < entry.entry.end:
+            raise Conflict("not_sounding", field="entry_id", fix="cancel_instead", entry=entry_id)
+        heard = _heard_until(session, around, entry, now)
+        if heard is None:
+            _except(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
+        else:
+            before = schedules.exceptions_of(session, (row.id,))[row.id]
+            moved_to = next((one.moved_to for one in before if one.occurs_at == occurs_at), None)
+            _except(
+                session,
+                actor,
+                row,
+                now,
+                occurs_at,
+                ExceptionKind.CUT,
+                moved_to=moved_to,
+                length_ms=heard // _MS,
+                cut_at=now,
+            )
+        heard_ms = 0 if heard is None else heard // _MS
+        _audit(session, actor, row, now, "schedule.stop", entry=entry_id, heard_ms=heard_ms)
+        return Stopped(entry_id=entry_id, cut_at=now, heard_ms=heard_ms)
+
+    return await desk.store.begin(work)
+
+
+def _heard_until(session: Session, around: Neighbourhood, entry: ScheduledEntry, now: datetime) -> timedelta | None:
+    """How much of the entry's own sound has been heard, where least was; None: it has not begun anywhere."""
+    heard: list[timedelta] = []
+    for _, line in lines(session, around, around.reach(entry.targets), Window(now - LEAD_IN, now + _DAY), now):
+        reached = [
+            segment.offset + (min(segment.end, now) - segment.start)
+            for segment in line.resolution.segments
+            if segment.entry_id == entry.id and segment.start < now
+        ]
+        if reached:
+            heard.append(max(reached))
+    least = min(heard, default=None)
+    return None if least is None or least < _MS else least
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+async def get_schedule(desk: Desk, actor: Actor, schedule_id: str) -> ScheduleView:
+    """One schedule. Raises `NotFound`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> ScheduleView:
+        row = schedules.schedule(session, schedule_id)
+        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        return _shown(session, row)
+
+    return await desk.store.read(work)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleQuery:
+    """Which schedules: under `unit_id`, of a state, a content, a series; `after`: id of the last one seen."""
+
+    unit_id: str | None = None
+    state: ScheduleState | None = None
+    content: tuple[ContentKind, str] | None = None
+    series_id: str | None = None
+    is_coming: bool = False
+    after: str | None = None
+    limit: int = 100
+
+
+async def list_schedules(desk: Desk, actor: Actor, query: ScheduleQuery) -> list[ScheduleView]:
+    """Schedules the actor may see, newest first."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[ScheduleView]:
+        roots = visible_roots(session, actor, query.unit_id, now)
+        rows = schedules.list_schedules(
+            session,
+            roots,
+            places.local_date(now),
+            state=query.state,
+            content=query.content,
+            series_id=query.series_id,
+            in_force_after=now if query.is_coming else None,
+            after=query.after,
+            limit=query.limit,
+        )
+        ids = [row.id for row in rows]
+        targets, exceptions = schedules.targets_of(session, ids), schedules.exceptions_of(session, ids)
+        return [_view(row, targets.get(row.id, ()), exceptions[row.id]) for row in rows]
+
+    return await desk.store.read(work)
+
+
+def visible_roots(
+    session: Session, actor: Actor, unit_id: str | None, now: datetime, action: Action = Action.READ
+) -> frozenset[str] | None:
+    """The roots a list is for: the asked unit, else wherever the actor may look; None: everywhere."""
+    if unit_id is not None:
+        access.authorize(session, actor, action, unit_id, at=now)
+        return frozenset({unit_id})
+    return access.scope(session, actor, action, at=now)
+
+
+# -- guards -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A request that passed the guards, as columns."""
+
+    columns: dict[str, Any]
+    targets: tuple[Target, ...]
+    reached: frozenset[str]
+    first: datetime
+
+
+class _Content(NamedTuple):
+    title: str
+    klass: BulletinClass
+    kind: ScheduleKind
+
+
+def _draft(
+    session: Session,
+    actor: Actor,
+    around: Neighbourhood,
+    request: NewSchedule,
+    now: datetime,
+    *,
+    begins: datetime,
+    is_required: bool,
+) -> _Draft:
+    """Everything that can be said about a request without looking at the air. `begins`: nothing of it is before."""
+    targets = _targets(around, request.unit_id, request.targets)
+    content = _content(session, around, request)
+    _authorize_class(session, actor, content.klass, request.unit_id, now)
+    first = _first_occurrence(request.rule, max(begins, now))
+    if request.max_wait < timedelta(0):
+        raise Invalid("out_of_range", field="max_wait", ge="0")
+    length_ms = None
+    if request.length is not None or request.content_kind is ContentKind.FEED:
+        length_ms = _length_ms(request.content_kind, request.length, request.max_wait, "length")
+    elif request.max_wait > LONGEST_WINDOW / 2:
+        raise Invalid("window_too_long", field="max_wait", fix="shorten_window", hours=12)
+    if not -60 <= request.gain_db <= 12:
+        raise Invalid("out_of_range", field="gain_db", ge="-60", le="12")
+    if not _LANGUAGE.fullmatch(request.language):
+        raise Invalid("language_invalid", field="language", fix="use_iso_639_3")
+    reached = around.reach(targets)
+    is_upper = bool(reached) and request.unit_id not in {around.clusters[cluster] for cluster in reached}
+    level = level_of(content.klass, request.content_kind, required=is_required, is_upper=is_upper)
+    return _Draft(
+        columns={
+            "name": (request.name or content.title)[:200],
+            "kind": content.kind,
+            "klass": content.klass,
+            "level": int(level),
+            "content_kind": request.content_kind,
+            "content_id": request.content_id,
+            "language": request.language,
+            "rule": rule_to_dict(request.rule),
+            "length_ms": length_ms,
+            "max_wait_ms": request.max_wait // _MS,
+            "late": late_to_dict(request.late),
+            "tie_order": request.tie_order,
+            "gain_db": request.gain_db,
+            "starts_at": first,
+            "ends_at": _end_of(request.rule),
+        },
+        targets=targets,
+        reached=reached,
+        first=first,
+    )
+
+
+def _targets(around: Neighbourhood, unit_id: str, asked: tuple[Target, ...]) -> tuple[Target, ...]:
+    """In order, each once; the whole unit where none is named. A unit puts sound on what lies under it only."""
+    inside = around.tree.subtree(unit_id, around.on)
+    for number, target in enumerate(asked):
+        if not around.knows(target):
+            raise Invalid(
+                "unknown_target",
+                field=f"targets[{number}].ref",
+                kind=target.kind.value,
+                ref=target.ref,
+                fix="pick_target",
+            )
+        is_inside = (
+            target.ref in inside
+            if target.kind is TargetKind.UNIT
+            else all(around.clusters[cluster] in inside for cluster in around.reach((target,)))
+        )
+        if not is_inside:
+            raise Invalid("target_outside_unit", field=f"targets[{number}].ref", ref=target.ref, fix="pick_target")
+    return tuple(sorted(set(asked))) or (Target(TargetKind.UNIT, unit_id),)
+
+
+def _content(session: Session, around: Neighbourhood, request: NewSchedule) -> _Content:
+    """What is to sound: the unit's own, or handed down from above or up from below. Raises `NotFound`."""
+    if request.content_kind is ContentKind.FEED:
+        feed = _found(feeds.feed, session, request.content_id)
+        return _Content(feed.name, BulletinClass.NORMAL, ScheduleKind.RELAY)
+    if request.content_kind is ContentKind.PROGRAMME:
+        programme = _found(library.programme, session, request.content_id)
+        owner = programme.unit_id
+        content = _Content(programme.title, BulletinClass.NORMAL, ScheduleKind.ANNOUNCEMENT)
+    else:
+        bulletin = _found(library.bulletin, session, request.content_id)
+        owner = bulletin.unit_id
+        is_emergency = bulletin.klass is BulletinClass.EMERGENCY
+        kind = ScheduleKind.EMERGENCY if is_emergency else ScheduleKind.ANNOUNCEMENT
+        content = _Content(bulletin.title, bulletin.klass, kind)
+    tree, on = around.tree, around.on
+    if not (tree.is_under(request.unit_id, owner, on) or tree.is_under(owner, request.unit_id, on)):
+        word = request.content_kind.value
+        raise NotFound(f"unknown_{word}", field="content_id", fix="pick_content", **{word: request.content_id})
+    return content
+
+
+def _found(find: Callable[[Session, str], T], session: Session, content_id: str) -> T:
+    try:
+        return find(session, content_id)
+    except NotFound as error:
+        raise NotFound(error.code, **error.facts | {"field": "content_id", "fix": "pick_content"}) from None
+
+
+def _authorize_class(session: Session, actor: Actor, klass: BulletinClass, unit_id: str, now: datetime) -> None:
+    if klass is BulletinClass.PRIORITY:
+        access.authorize(session, actor, Action.SCHEDULE_PRIORITY, unit_id, at=now)
+    elif klass is BulletinClass.EMERGENCY:
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, unit_id, at=now)
+
+
+def _length_ms(kind: ContentKind, length: timedelta | None, max_wait: timedelta, field_name: str) -> int:
+    if length is None:
+        raise Invalid("length_missing", field=field_name, fix="give_length", content=kind.value)
+    if length <= timedelta(0):
+        raise Invalid("length_not_positive", field=field_name, fix="give_length")
+    if length + max_wait > LONGEST_WINDOW:
+        raise Invalid("window_too_long", field=field_name, fix="shorten_window", hours=24)
+    return length // _MS
+
+
+def _future(at: datetime, now: datetime, field_name: str) -> datetime:
+    if at.tzinfo is None:
+        raise Invalid("naive_time", field=field_name, fix="add_offset")
+    if at <= now:
+        raise Invalid("past_time", field=field_name, fix="give_future_time", at=local_text(at), now=local_text(now))
+    return at
+
+
+def _first_occurrence(rule: Rule, after: datetime) -> datetime:
+    """The first start later than `after`. Raises `Invalid("past_time")` when there is none."""
+    for span in (timedelta(days=8), NEXT_OCCURRENCE_WITHIN):
+        first = next(occurrences(rule, Window(after + _MS, after + span)), None)
+        if first is not None:
+            return first
+    field_name = "rule.at" if isinstance(rule.pattern, Once) else "rule"
+    told = {"at": local_text(to_instant(rule.pattern.at))} if isinstance(rule.pattern, Once) else {}
+    raise Invalid("past_time", field=field_name, fix="give_future_time", now=local_text(after), **told)
+
+
+def _end_of(rule: Rule) -> datetime | None:
+    """No occurrence begins at or after; None: open."""
+    last = rule.until_date
+    if isinstance(rule.pattern, Once):
+        last = rule.pattern.at.date()
+    if last is None:
+        return None
+    last = max((last, *(at.date() for at in rule.rdates)))
+    return to_instant(datetime.combine(last + _DAY, time(0)))
+
+
+def _row_occurrences(row: ScheduleRow, start: datetime, end: datetime) -> Iterator[datetime]:
+    start = max(start, row.starts_at)
+    end = end if row.ends_at is None else min(end, row.ends_at)
+    if start < end:
+        yield from occurrences(rule_from_dict(row.rule), Window(start, end))
+
+
+def _coming_occurrence(row: ScheduleRow, occurrence: datetime | None, now: datetime) -> datetime:
+    """The named occurrence, which must be the rule's and still to come."""
+    if occurrence is None:
+        raise Invalid("missing_field", field="occurrence", fix="name_occurrence")
+    if occurrence.tzinfo is None:
+        raise Invalid("naive_time", field="occurrence", fix="add_offset")
+    if occurrence not in set(_row_occurrences(row, occurrence, occurrence + _MS)):
+        raise Invalid("unknown_occurrence", field="occurrence", fix="see_preview", at=local_text(occurrence))
+    return _future(occurrence, now, "occurrence")
+
+
+def _open_row(
+    session: Session, actor: Actor, schedule_id: str, version: int | None, now: datetime
+) -> tuple[ScheduleRow, tuple[Target, ...]]:
+    """A schedule that still has something to come, for whoever may change it."""
+    row = schedules.schedule(session, schedule_id)
+    access.authorize(session, actor, Action.SCHEDULE, row.unit_id, at=now)
+    schedules.expect_version(row, version)
+    if row.state is ScheduleState.CANCELLED or (row.ends_at is not None and row.ends_at <= now):
+        raise Conflict("schedule_over", field="schedule_id", fix="make_a_new_one", schedule=schedule_id)
+    return row, schedules.targets_of(session, (row.id,)).get(row.id, ())
+
+
+_CHANGES: Final = frozenset(each.name for each in fields(ScheduleChange))
+
+
+def _merged(
+    row: ScheduleRow, targets: tuple[Target, ...], change: ScheduleChange, *, accept_conflicts: bool
+) -> NewSchedule:
+    """The schedule as it should be from now on, as a request."""
+    as_is = NewSchedule(
+        unit_id=row.unit_id,
+        content_kind=row.content_kind,
+        content_id=row.content_id,
+        rule=rule_from_dict(row.rule),
+        targets=targets,
+        name=row.name,
+        language=row.language,
+        length=None if row.length_ms is None else row.length_ms * _MS,
+        max_wait=row.max_wait_ms * _MS,
+        late=late_from_dict(row.late),
+        tie_order=row.tie_order,
+        gain_db=row.gain_db,
+        accept_conflicts=accept_conflicts,
+        key=row.key,
+    )
+    wanted = {name: getattr(change, name) for name in _CHANGES - {"moved_to"} if getattr(change, name) is not None}
+    return replace(as_is, **wanted)
+
+
+def _end(row: ScheduleRow, at: datetime) -> None:
+    """No occurrence at or after `at`; one that has none before is cancelled as a whole."""
+    row.version += 1
+    if next(_row_occurrences(row, row.starts_at, at), None) is None:
+        row.state = ScheduleState.CANCELLED
+    else:
+        row.ends_at = at if row.ends_at is None else min(row.ends_at, at)
+
+
+def _except(
+    session: Session,
+    actor: Actor,
+    row: ScheduleRow,
+    now: datetime,
+    occurs_at: datetime,
+    kind: ExceptionKind,
+    *,
+    moved_to: datetime | None = None,
+    length_ms: int | None = None,
+    cut_at: datetime | None = None,
+) -> None:
+    schedules.put_exception(
+        session,
+        ScheduleExceptionRow(
+            schedule_id=row.id,
+            occurs_at=occurs_at,
+            kind=kind,
+            moved_to=moved_to,
+            length_ms=length_ms,
+            cut_at=cut_at,
+            created_by=actor.login,
+            created_at=now,
+        ),
+    )
+    row.version += 1
+    session.flush()
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
+
+
+class _Judge:
+    """Looks at the air of some clusters before and after rows change in this transaction."""
+
+    def __init__(
+        self, session: Session, around: Neighbourhood, now: datetime, clusters: frozenset[str], first: datetime
+    ) -> None:
+        """`first`: the first occurrence that may change; where it is far off, that is where to look."""
+        self._session, self._around, self._now, self._clusters = session, around, now, clusters
+        self._start = now if first < now + BUSY_LOOK_AHEAD else first - _DAY
+        self._naming = around.naming(clusters)
+        self._end = self._start + LOOK_AHEAD
+        few = self._load(self._start + BUSY_LOOK_AHEAD)
+        if len(few) > MANY_ENTRIES:
+            self._end = self._start + BUSY_LOOK_AHEAD
+
+    def entries(self) -> tuple[ScheduledEntry, ...]:
+        """As the rows are now."""
+        return self._load(self._end)
+
+    def judge(
+        self,
+        before: Sequence[ScheduledEntry],
+        schedule_ids: Collection[str],
+        *,
+        accept_conflicts: bool,
+        start_field: str = "rule",
+    ) -> Preview:
+        """The preview. Raises `Refused` by policy or approval, `Conflict` on what was not accepted."""
+        window = Window(self._start, self._end)
+        ahead = schedules.load_entries(
+            self._session,
+            Window(self._start, self._start + LOOK_AHEAD),
+            self._now,
+            schedule_ids=schedule_ids,
+        )
+        notices = [*_blocked_notices(ahead, self._now), *self._notices(ahead)]
+        for schedule_id in schedule_ids:
+            asked_ms = schedules.schedule(self._session, schedule_id).length_ms
+            sound = next((entry.asset.duration for entry in ahead if entry.asset is not None), timedelta(0))
+            if asked_ms is not None and sound > asked_ms * _MS:
+                raise Invalid("longer_than_window", field="length", fix="lengthen_window", sound_ms=sound // _MS)
+        verdict = compare(
+            self._around,
+            before=before,
+            after=self.entries(),
+            ahead=ahead,
+            window=window,
+            clusters=self._clusters,
+            notices=notices,
+        )
+        if verdict.violations:
+            raise _forbidden(verdict, frozenset(schedule_ids), start_field)
+        if verdict.preview.clashes and not accept_conflicts:
+            first = verdict.preview.clashes[0]
+            raise Conflict(
+                "schedule_conflict",
+                field=start_field,
+                fix="accept_or_change",
+                count=len(verdict.preview.clashes),
+                title=first.loser.title,
+                other="" if first.winner is None else first.winner.title,
+                at=local_text(first.at),
+                conflicts=[clash_facts(clash) for clash in verdict.preview.clashes],
+            )
+        return verdict.preview
+
+    def _load(self, end: datetime) -> tuple[ScheduledEntry, ...]:
+        window = Window(self._start - LEAD_IN, end)
+        return schedules.load_entries(self._session, window, self._now, touching=self._naming)
+
+    def _notices(self, ahead: Sequence[ScheduledEntry]) -> Iterator[Notice]:
+        if not self._clusters:
+            yield Notice("no_clusters", {})
+        elif not schedules.any_online(self._session, self._clusters):
+            yield Notice("no_cluster_online", {"clusters": len(self._clusters)})
+        feed_ids = sorted({entry.feed_id for entry in ahead if entry.feed_id is not None})
+        for feed_id, state in schedules.ailing_feeds(self._session, feed_ids).items():
+            yield Notice("feed_ailing", {"feed_id": feed_id, "state": state})
+
+
+_BLOCKED: Final[Mapping[ConflictKind, tuple[type[Refused | Conflict], str]]] = {
+    ConflictKind.APPROVAL_VOID: (Refused, "approve_content"),
+    ConflictKind.ASSET_MISSING: (Conflict, "make_audio_again"),
+    ConflictKind.CONTENT_EXPIRED: (Refused, "extend_validity"),
+    ConflictKind.NOT_OFFERED: (Refused, "ask_owner_for_offer"),
+    ConflictKind.OFFER_EXPIRES: (Refused, "ask_owner_for_offer"),
+    ConflictKind.OFFER_WITHDRAWN: (Refused, "ask_owner_for_offer"),
+    ConflictKind.FEED_REVOKED: (Refused, "pick_another_feed"),
+}
+
+
+def _blocked_notices(ahead: Sequence[ScheduledEntry], now: datetime) -> Iterator[Notice]:
+    """What blocks later occurrences; raises when the very next one is blocked."""
+    coming = [entry for entry in ahead if entry.entry.end > now]
+    told: set[ConflictKind] = set()
+    for number, entry in enumerate(coming):
+        if entry.blocked is None or entry.blocked.kind in told:
+            continue
+        told.add(entry.blocked.kind)
+        facts = {**entry.blocked.facts, "subject": entry.blocked.subject, "at": local_text(entry.entry.start)}
+        if number == 0:
+            error, fix = _BLOCKED[entry.blocked.kind]
+            if facts.get("successor_id") is not None:
+                fix = "relay_successor"
+            raise error(f"blocked_{entry.blocked.kind.value}", field="content_id", fix=fix, **facts)
+        yield Notice(f"blocked_{entry.blocked.kind.value}", facts)
+
+
+def _forbidden(verdict: Verdict, schedule_ids: frozenset[str], start_field: str) -> Refused:
+    """The refusal that names the first violation, with all of them beside it."""
+
+    def told(violation: Violation, entry: ScheduledEntry) -> dict[str, Any]:
+        field_name = {"start": start_field, "end": "length"}.get(violation.facts["field"], violation.facts["field"])
+        return {
+            **violation.facts,
+            "code": violation.code.value,
+            "field": field_name if entry.schedule_id in schedule_ids else start_field,
+            "title": entry.title,
+            "entry_id": entry.id,
+            "at": local_text(violation.at),
+            "is_of_change": entry.schedule_id in schedule_ids,
+        }
+
+    listed = [told(*pair) for pair in verdict.violations]
+    first = dict(min(listed, key=lambda one: not one["is_of_change"]))
+    code = first.pop("code")
+    return Refused(code, **first, violations=listed)
+
+
+def _air_taken(preview: Preview) -> Conflict:
+    clash = preview.clashes[0]
+    free_at = next((out.facts["to"] for out in clash.ways_out if "to" in out.facts), None)
+    return Conflict(
+        "air_taken",
+        field="queue",
+        fix="queue_it",
+        title="" if clash.winner is None else clash.winner.title,
+        free_at=free_at,
+        conflicts=[clash_facts(one) for one in preview.clashes],
+    )
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
+def _next_second(at: datetime) -> datetime:
+    whole = at.replace(microsecond=0)
+    return whole if whole == at else whole + timedelta(seconds=1)
+
+
+async def _dry_run(desk: Desk, work: Callable[[Session], None]) -> Preview:
+    try:
+        await desk.store.begin(work, ring=False)
+    except _DryRun as dry:
+        return dry.preview
+    raise AssertionError("a dry run ends with its preview")
+
+
+def _audit(session: Session, actor: Actor, row: ScheduleRow, now: datetime, verb: str, **detail: Any) -> None:
+    audit.append(
+        session,
+        now=now,
+        actor=actor.login,
+        verb=verb,
+        unit_id=row.unit_id,
+        subject=f"schedule/{row.id}",
+        detail={"name": row.name, "class": row.klass.value, **detail},
+    )
+
+
+def _shown(session: Session, row: ScheduleRow) -> ScheduleView:
+    ids = (row.id,)
+    return _view(row, schedules.targets_of(session, ids).get(row.id, ()), schedules.exceptions_of(session, ids)[row.id])
+
+
+def _view(row: ScheduleRow, targets: tuple[Target, ...], exceptions: Iterable[ScheduleExceptionRow]) -> ScheduleView:
+    return ScheduleView(
+        id=row.id,
+        series_id=row.series_id,
+        unit_id=row.unit_id,
+        name=row.name,
+        kind=row.kind,
+        klass=row.klass,
+        level=row.level,
+        content_kind=row.content_kind,
+        content_id=row.content_id,
+        language=row.language,
+        rule=row.rule,
+        targets=targets,
+        length_ms=row.length_ms,
+        max_wait_ms=row.max_wait_ms,
+        late=row.late,
+        tie_order=row.tie_order,
+        gain_db=row.gain_db,
+        required=row.required,
+        state=row.state,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        exceptions=tuple(
+            ExceptionView(one.occurs_at, one.kind, one.moved_to, one.length_ms, one.cut_at) for one in exceptions
+        ),
+        created_by=row.created_by,
+        created_at=row.created_at,
+        version=row.version,
+        key=row.key,
+    )
