@@ -1,0 +1,105 @@
+"""`broadcast-server user …` and `broadcast-server token …`: who may do what where, and the keys to the API."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from broadcast_server.cli.office import run, tell
+from broadcast_server.control import people
+from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.desk import Desk
+from broadcast_server.control.people import NewGrant, UserView
+from broadcast_server.store.words import Role
+
+app = typer.Typer(no_args_is_help=True, help="People and their roles.")
+token_app = typer.Typer(no_args_is_help=True, help="Bearer tokens for the API.")
+
+Json = Annotated[bool, typer.Option("--json", help="for machines")]
+
+
+@app.command("add")
+def add_user(
+    login: str,
+    name: Annotated[str, typer.Option(help="full name")] = "",
+    role: Annotated[Role | None, typer.Option(help="first role")] = None,
+    unit: Annotated[str | None, typer.Option(help="unit the role is over, with all below it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Enter a person, with a first role over a place if given."""
+    if (role is None) != (unit is None):
+        raise typer.BadParameter("--role and --unit go together")
+    grant = None if role is None or unit is None else NewGrant(role, unit)
+    tell(_user(run(lambda desk: people.add_user(desk, OPERATOR, login, name or login, grant))), as_json=as_json)
+
+
+@app.command("list")
+def list_users(as_json: Json = False) -> None:
+    """Everybody, with the roles they hold or held."""
+
+    async def errand(desk: Desk) -> list[UserView]:
+        found: list[UserView] = []
+        while page := await people.list_users(desk, OPERATOR, after=found[-1].user.login if found else None):
+            found += page
+        return found
+
+    tell([_user(view) for view in run(errand)], as_json=as_json)
+
+
+@app.command("grant")
+def grant_role(login: str, role: Role, unit: str, as_json: Json = False) -> None:
+    """Give a person a role over a unit and all below it."""
+
+    async def errand(desk: Desk) -> dict[str, Any]:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        row = await people.grant_role(desk, OPERATOR, user.id, NewGrant(role, unit))
+        return {"id": row.id, "login": login, "role": row.role.value, "unit_id": row.unit_id}
+
+    tell(run(errand), as_json=as_json)
+
+
+@app.command("disable")
+def disable_user(login: str, as_json: Json = False) -> None:
+    """Lock a person out at once."""
+
+    async def errand(desk: Desk) -> UserView:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        return await people.disable_user(desk, OPERATOR, user.id)
+
+    tell(_user(run(errand)), as_json=as_json)
+
+
+@token_app.command("create")
+def create_token(
+    login: Annotated[str, typer.Argument(metavar="USER")],
+    name: Annotated[str, typer.Option(help="what it is for")] = "command line",
+    days: Annotated[
+        int | None, typer.Option(min=1, max=3_660, help="ends after so many days; never if left out")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a bearer token of this person, once."""
+
+    async def errand(desk: Desk) -> dict[str, Any]:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        valid_for = None if days is None else timedelta(days=days)
+        made = await people.create_token(desk, OPERATOR, user.id, name, valid_for=valid_for)
+        return {"id": made.token.id, "login": login, "token": made.secret, "expires_at": made.token.expires_at}
+
+    told = run(errand)
+    tell(told if as_json else told["token"], as_json=as_json)
+
+
+def _user(view: UserView) -> dict[str, Any]:
+    return {
+        "id": view.user.id,
+        "login": view.user.login,
+        "name": view.user.name,
+        "disabled_at": view.user.disabled_at,
+        "grants": [
+            {"id": one.id, "role": one.role.value, "unit_id": one.unit_id, "valid_to": one.valid_to}
+            for one in view.grants
+        ],
+    }
