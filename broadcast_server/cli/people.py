@@ -14,13 +14,13 @@ from broadcast_server.control.desk import Desk
 from broadcast_server.control.people import NewGrant, UserView
 from broadcast_server.store.words import Role
 
-app = typer.Typer(no_args_is_help=True, help="People and their roles.")
-token_app = typer.Typer(no_args_is_help=True, help="Bearer tokens for the API.")
+users = typer.Typer(no_args_is_help=True, help="People and their roles.")
+tokens = typer.Typer(no_args_is_help=True, help="Bearer tokens for the API.")
 
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 
 
-@app.command("add")
+@users.command("add")
 def add_user(
     login: str,
     name: Annotated[str, typer.Option(help="full name")] = "",
@@ -35,7 +35,7 @@ def add_user(
     tell(_user(run(lambda desk: people.add_user(desk, OPERATOR, login, name or login, grant))), as_json=as_json)
 
 
-@app.command("list")
+@users.command("list")
 def list_users(as_json: Json = False) -> None:
     """Everybody, with the roles they hold or held."""
 
@@ -48,7 +48,7 @@ def list_users(as_json: Json = False) -> None:
     tell([_user(view) for view in run(errand)], as_json=as_json)
 
 
-@app.command("grant")
+@users.command("grant")
 def grant_role(login: str, role: Role, unit: str, as_json: Json = False) -> None:
     """Give a person a role over a unit and all below it."""
 
@@ -60,7 +60,7 @@ def grant_role(login: str, role: Role, unit: str, as_json: Json = False) -> None
     tell(run(errand), as_json=as_json)
 
 
-@app.command("disable")
+@users.command("disable")
 def disable_user(login: str, as_json: Json = False) -> None:
     """Lock a person out at once."""
 
@@ -71,7 +71,7 @@ def disable_user(login: str, as_json: Json = False) -> None:
     tell(_user(run(errand)), as_json=as_json)
 
 
-@token_app.command("create")
+@tokens.command("create")
 def create_token(
     login: Annotated[str, typer.Argument(metavar="USER")],
     name: Annotated[str, typer.Option(help="what it is for")] = "command line",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
@@ -73,6 +74,29 @@ def move_place(unit: str, parent: str, on: Day, as_json: Json = False) -> None:
 def close_kind(code: str, on: Day, as_json: Json = False) -> None:
     """From a local date on there are no units of this kind: what lay in them moves one up, their feeds expire."""
     tell({"expired_feed_ids": run(lambda desk: places.close_kind(desk, OPERATOR, code, on.date()))}, as_json=as_json)
+
+
+@app.command("policy")
+def policy(
+    unit: str,
+    source: Annotated[
+        typer.FileText | None,
+        typer.Option("--set", help="JSON file with the unit's own policy; - reads standard input"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The station policy in force at a unit; with --set, write its own first."""
+    if source is None:
+        found = run(lambda desk: places.get_policy(desk, OPERATOR, unit))
+    else:
+        try:
+            body = json.load(source)
+        except ValueError as error:
+            raise typer.BadParameter(f"not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise typer.BadParameter("not a JSON object")
+        found = run(lambda desk: places.put_policy(desk, OPERATOR, unit, body))
+    tell(asdict(found), as_json=as_json)
 
 
 def _unit(view: UnitView) -> dict[str, Any]:
