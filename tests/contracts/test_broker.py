@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from broadcast_server.mqtt.broker import (
     password_line,
     try_connect,
 )
+from broadcast_server.mqtt.paho_bus import MAX_PAYLOAD_BYTES, PahoBus
 from broadcast_server.supervise import Child, Supervisor, SystemChance, SystemClock
 from tests.support.broker import ACL, PASSWORDS, Ear, RealGround, lines_of, mosquitto_is_missing
 from tests.support.until import until
@@ -190,7 +192,59 @@ async def test_over_tls_the_same_doors_are_shut(tmp_path: Path) -> None:
         assert address.tls
         assert await try_connect(address.host, address.port, user="server", password="server-secret", tls=tls) == 0
         assert await try_connect(address.host, address.port, user="server", password="server-secret") != 0
+        context = ssl.create_default_context(cafile=tls.authority)
+        context.check_hostname = False
+        bus = PahoBus(
+            address.host,
+            address.port,
+            clock=clock,
+            chance=chance,
+            user="server",
+            password="server-secret",
+            tls=context,
+        )
+        await bus.start()
+        plans = [(f"loa/1/node/n{number}/plan", b"%d" % number * 20_000) for number in range(50)]
+        await bus.publish_many(plans)
+        ear = Ear()
+        bus.subscribe("loa/1/node/+/plan", ear)
+        await ear.hears(50)
+        assert {(message.topic, message.payload) for message in ear.heard} == set(plans)
+        await bus.close()
         await broker.close()
+
+
+@no_mosquitto
+async def test_a_broker_that_hangs_is_given_up_and_taken_back_when_it_answers(tmp_path: Path) -> None:
+    ground = RealGround(BrokerKind.MOSQUITTO, tmp_path / "broker")
+    await ground.start()
+    server = await ground.bus(ack_timeout_s=0.2)
+    assert isinstance(ground.broker, MosquittoBroker)
+    assert ground.broker.pid is not None
+    os.kill(ground.broker.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable) as failure:
+        await server.publish("loa/1/node/node-a/plan", b"x", retain=True)
+    assert failure.value.code == "broker_silent"
+    await until(lambda: not server.connected)
+    os.kill(ground.broker.pid, signal.SIGCONT)
+    await until(lambda: server.connected)
+    await server.publish("loa/1/node/node-a/plan", b"y", retain=True)
+    await ground.close()
+
+
+@no_mosquitto
+async def test_a_message_the_broker_would_not_take_is_refused_before_it_costs_the_connection(tmp_path: Path) -> None:
+    ground = RealGround(BrokerKind.MOSQUITTO, tmp_path / "broker")
+    await ground.start()
+    server, ear = await ground.bus(), Ear()
+    server.subscribe("loa/1/node/+/plan", ear)
+    with pytest.raises(Invalid) as refusal:
+        await server.publish("loa/1/node/node-a/plan", b"x" * (MAX_PAYLOAD_BYTES + 1))
+    assert refusal.value.code == "message_too_large"
+    await server.publish("loa/1/node/node-a/plan", b"x" * MAX_PAYLOAD_BYTES)
+    await ear.hears(1)
+    assert server.connects == 1
+    await ground.close()
 
 
 def self_signed(folder: Path) -> Tls:

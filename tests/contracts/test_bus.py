@@ -3,6 +3,7 @@
 Known gaps, where the stories differ on purpose:
 - amqtt refuses a subscription that reaches too far; mosquitto and the loopback grant it and deliver what may be read.
 - amqtt acknowledges before it delivers: who subscribes right after a PUBACK may get the message as a fresh one.
+- amqtt may deliver a message twice, live and retained, to who subscribes while it is published (QoS 1 allows it).
 - Only the loopback promises one order over all topics; brokers promise it per topic and publisher.
 """
 
@@ -168,8 +169,8 @@ async def test_after_the_broker_died_the_bus_heals_itself_and_says_so(ground: Gr
     await until(lambda: server.connected and node.connected)
     await until(lambda: refills == ["refill"])
     await server.publish("loa/1/node/node-a/plan", b"after", retain=True)
-    await ear.hears(2)
-    assert ear.payloads == [b"before", b"after"], "what could not be sent must not be sent later"
+    await until(lambda: b"after" in ear.payloads)
+    assert set(ear.payloads) == {b"before", b"after"}, "what could not be sent must not be sent later"
 
 
 async def test_a_node_neither_reads_nor_writes_the_plan_of_another(ground: Ground) -> None:
