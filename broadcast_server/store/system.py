@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from broadcast_server.store import facts
+from broadcast_server.store import facts, leases
 from broadcast_server.store.tables import (
     ClusterRow,
     ConflictRow,
@@ -24,9 +24,6 @@ from broadcast_server.store.tables import (
     UnitRow,
 )
 from broadcast_server.store.words import ScheduleState
-
-LEADER: Final = "leader"
-"""Name of the lease whose holder plans and signs."""
 
 FEEDS_SHOWN: Final = 500
 
@@ -60,7 +57,7 @@ def overview(session: Session) -> Overview:
         .limit(FEEDS_SHOWN)
     )
     return Overview(
-        leader=session.get(LeaseRow, LEADER),
+        leader=session.get(LeaseRow, leases.LEADER),
         broker=None if broker is None else broker.get("kind"),
         units=_count(session, select(UnitRow.id)),
         clusters=_count(session, select(ClusterRow.id).where(ClusterRow.retired_at.is_(None))),
