@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from broadcast_server.api import problems, system
+from broadcast_server.api import clusters, feeds, nodes, people, problems, system, units
 from broadcast_server.api.front import Front
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import Unavailable
@@ -38,7 +38,8 @@ class Readiness(BaseModel):
 def build_router() -> APIRouter:
     """Every noun under `/api/v1`."""
     router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
-    router.include_router(system.router)
+    for noun in (units, clusters, nodes, feeds, people, system):
+        router.include_router(noun.router)
     return router
 
 
