@@ -155,7 +155,9 @@ def _clip(segment: Segment, window: Window) -> Segment | None:
 class _Turn:
     """One entry on its way through the sweep: where its sound goes on, since when it waits, and behind whom."""
 
-    __slots__ = ("begun", "behind", "cues", "entry", "is_joined", "late", "offset", "rank", "since", "started", "stop")
+    __slots__ = (
+        "begun", "behind", "cues", "entry", "is_joined", "late", "latest", "offset", "rank", "since", "started", "stop",
+    )  # fmt: skip
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -167,6 +169,7 @@ class _Turn:
         self.since = entry.start
         self.begun = False
         self.behind: str | None = None
+        self.latest = self.latest_start()
         self.started = self.stop = entry.start  # of the stretch on the air
 
     def late_limit(self) -> datetime:
@@ -214,17 +217,17 @@ class _Turn:
 
     def step_aside(self, now: datetime) -> bool:
         """Lose the air; whether anything is left to come back for, and where, by the resume policy."""
-        resume = rules.RESUME[self.entry.source]
-        if resume is Resume.DROP or self.is_joined:
-            self.since, self.begun, self.late = now, True, START_NOW
-            return resume is not Resume.DROP
-        reached = self.reached(now)
-        item_start = max((cue for cue in self.cues if cue <= reached), default=_ZERO)
-        item_end = self.item_end(reached)
-        restarts = rules.is_worth_restarting((item_end - item_start) // _MS, (reached - item_start) // _MS)
-        self.offset = item_start if restarts else item_end
+        if not self.is_joined:
+            reached = self.reached(now)
+            item_start = max((cue for cue in self.cues if cue <= reached), default=_ZERO)
+            item_end = self.item_end(reached)
+            restarts = rules.is_worth_restarting((item_end - item_start) // _MS, (reached - item_start) // _MS)
+            self.offset = item_start if restarts else item_end
+            if self.offset == self.cues[-1]:
+                return False
         self.since, self.begun, self.late = now, True, START_NOW
-        return self.offset != self.cues[-1]
+        self.latest = self.latest_start()
+        return rules.RESUME[self.entry.source] is not Resume.DROP
 
 
 class _Sweep:
@@ -274,11 +277,10 @@ class _Sweep:
 
     def drop_what_is_too_late(self, now: datetime) -> None:
         """Who could have started a moment ago at the latest gives up, at that moment."""
-        for turn in [turn for turn in self.waiting if turn.latest_start() < now]:
+        for turn in [turn for turn in self.waiting if turn.latest < now]:
             self.waiting.remove(turn)
-            latest = turn.latest_start()
-            reason = DropReason.TOO_LATE if latest == turn.late_limit() else DropReason.NO_ROOM
-            self.drop(turn, max(turn.since, latest), DropReason.UNFINISHED if turn.begun else reason)
+            reason = DropReason.TOO_LATE if turn.latest == turn.late_limit() else DropReason.NO_ROOM
+            self.drop(turn, max(turn.since, turn.latest), DropReason.UNFINISHED if turn.begun else reason)
 
     def hand_over(self, now: datetime) -> None:
         """Give the air to whom it belongs: a free one to the best rank, a taken one to who may take it."""
