@@ -127,11 +127,10 @@ async def test_order_holds_within_a_topic(ground: Ground) -> None:
     server, node, ear = await ground.bus(), await ground.bus("node-a"), Ear()
     node.subscribe("loa/1/node/node-a/order", ear)
     await heard_marker(server, node_topic="loa/1/node/node-a/order", ear=ear)
-    ear.heard.clear()
     orders = [b"%03d" % number for number in range(100)]
     await server.publish_many([("loa/1/node/node-a/order", order) for order in orders], retain=False)
-    await ear.hears(100)
-    assert ear.payloads == orders
+    await until(lambda: orders[-1] in ear.payloads)
+    assert [payload for payload in ear.payloads if payload != b"marker"] == orders
 
 
 async def test_audio_is_sent_now_or_dropped_and_counted(ground: Ground) -> None:
@@ -224,9 +223,9 @@ async def test_a_subscriber_slower_than_its_messages_drops_and_counts(ground: Gr
 
     slow.subscribe("loa/1/node/+/report", hold_the_loop)
     await server.publish_many([(f"loa/1/node/n{number}/report", b"x") for number in range(5)], retain=True)
-    await until(lambda: len(heard) == 5)
+    await until(lambda: len({message.topic for message in heard}) == 5)
     await server.publish_many([(f"loa/1/node/n{number}/report", b"flood") for number in range(300)], retain=False)
-    await until(lambda: len(heard) + slow.dropped_in == 305)
+    await until(lambda: sum(message.payload == b"flood" for message in heard) + slow.dropped_in == 300)
     assert slow.dropped_in > 0 or ground.name == "amqtt"
 
 
