@@ -1,0 +1,112 @@
+"""`firmware-sim run`: a fleet of nodes against a real server. Exit 0 done, 2 usage, 3 could not start, 1 a node died."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from firmware_sim.enrol import EnrolmentRefused
+from firmware_sim.faults import load_timeline
+from firmware_sim.fleet import Fleet, FleetOptions, Spread
+from firmware_sim.node import SpeakerNode
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated speaker nodes.")
+
+
+@cli.callback()
+def _root() -> None:
+    """Simulated speaker nodes."""
+
+
+@cli.command()
+def run(
+    server: Annotated[str, typer.Option(help="Address of the server, as http://127.0.0.1:8080")],
+    nodes: Annotated[int, typer.Option(min=1, max=5_000, help="How many nodes")] = 1,
+    token: Annotated[str | None, typer.Option(help="Enrolment token, for nodes without an identity")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Folder of identities and stores, one folder per node")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write NODE.wav and NODE.json here")] = None,
+    clock_offset_ms: Annotated[str, typer.Option(metavar="A:B", help="Error of the device clocks")] = "0:0",
+    drift_ppm: Annotated[str, typer.Option(metavar="A:B", help="Drift of the device clocks")] = "0:0",
+    faults: Annotated[Path | None, typer.Option(help="YAML or JSON timeline of {at_s, node, verb, args}")] = None,
+    seed: Annotated[int | None, typer.Option(help="Make chance repeatable")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End by itself")] = None,
+    listen: Annotated[int | None, typer.Option(help="So many nodes decode and record, the others only decide")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per node that is ready")] = False,
+) -> None:
+    """Enrol what is new, connect, follow the plan, until SIGTERM (or `--seconds`)."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    with tempfile.TemporaryDirectory(prefix="firmware-sim-") as aside:
+        try:
+            options = FleetOptions(
+                server=server,
+                nodes=nodes,
+                token=token,
+                identity_dir=identity or Path(aside),
+                record_dir=record,
+                clock_offset_ms=Spread.parse(clock_offset_ms),
+                drift_ppm=Spread.parse(drift_ppm),
+                faults=load_timeline(faults) if faults is not None else (),
+                seed=seed,
+                listen=listen,
+            )
+        except (ValueError, OSError) as error:
+            typer.echo(f"firmware-sim: {error}", err=True)
+            raise typer.Exit(2) from None
+        raise typer.Exit(asyncio.run(_run(options, seconds, as_json=as_json)))
+
+
+async def _run(options: FleetOptions, seconds: float | None, *, as_json: bool) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if seconds is not None:
+        loop.call_later(seconds, stop.set)
+    fleet = Fleet(options)
+    try:
+        await fleet.run(stop, on_ready=_tell if as_json else None)
+    except EnrolmentRefused as refused:
+        typer.echo(f"firmware-sim: enrolment refused: {refused}", err=True)
+        return 3
+    if len(fleet.nodes) < options.nodes:
+        typer.echo(
+            f"firmware-sim: {len(fleet.nodes)} of {options.nodes} nodes have an identity; give --token", err=True
+        )
+        return 3
+    return 1 if fleet.failed else 0
+
+
+def _tell(node: SpeakerNode) -> None:
+    state = node.state
+    device_ns = node.box.clock.now_ns()
+    line = {
+        "node_id": state.node_id,
+        "cluster_id": node.identity.cluster_id,
+        "ready": True,
+        "boot_id": state.boot_id,
+        "plan_sha256": state.plan.sha256 if state.plan is not None else None,
+        "clock_uncertainty_ms": round(state.clock.uncertainty_ms(device_ns), 3),
+        "assets": len(state.ready_assets),
+    }
+    typer.echo(json.dumps(line))
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The node's own, wrong clock, and how it learns the server's time over MQTT.
+
+True time exists only outside the node: `TrueTime` drives crystal, sound card and recording; the firmware reads nothing but
+`DeviceClock.now_ns` and signed answers. Facts to keep: an answer is worth `delay / 2` at best, so the quickest exchanges
+carry the estimate (min-RTT filter, as NTP's clock filter, RFC 5905 §10) and a line through them carries the drift; the
+estimate slews below 500 ms and steps above, and only exchanges signed by the server move it; the estimate is a closed
+function of the device's clock, so a player may ask it about the near future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from speaker_protocol.messages import ClockSource
+
+MS: Final = 1_000_000
+SECOND: Final = 1_000_000_000
+
+STEP_NS: Final = 500 * MS
+"""An error above this is stepped, one below it is slewed."""
+CRYSTAL_PPM: Final = 50.0
+"""How far a crystal may be off: the prior of the drift fit, and how fast an unfitted estimate gets worse."""
+MAX_DELAY_NS: Final = 2 * SECOND
+"""An exchange slower than this says nothing."""
+WINDOW_NS: Final = 300 * SECOND
+_JITTER_FLOOR_NS: Final = 0.15 * MS
+_SLEW_PER_NS: Final = 0.002
+_SLEW_WITHIN_NS: Final = 8 * SECOND
+_FITTED_SPAN_NS: Final = 30 * SECOND
+HOLDOVER_AFTER_NS: Final = 60 * SECOND
+
+
+class TrueTime(Protocol):
+    """The world outside the node."""
+
+    def now_ns(self) -> int:
+        """True UTC, in nanoseconds."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Let true time pass."""
+        ...
+
+
+class MachineTime:
+    """True time of a real run: this machine's UTC at the start, then its monotonic clock (a step of it is no step here)."""
+
+    def __init__(self) -> None:
+        self._zero_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        """True UTC, in nanoseconds."""
+        return self._zero_ns + time.monotonic_ns()
+
+    async def sleep(self, seconds: float) -> None:
+        """Let true time pass."""
+        await asyncio.sleep(max(0.0, seconds))
+
+
+class DeviceClock:
+    """The clock a node has by itself: wrong by an offset, and drifting. It keeps running while the node is off."""
+
+    def __init__(self, true: TrueTime, *, offset_ms: float = 0.0, drift_ppm: float = 0.0) -> None:
+        self._true = true
+        self._anchor_true_ns = true.now_ns()
+        self._anchor_device_ns = self._anchor_true_ns + round(offset_ms * MS)
+        self.drift_ppm = drift_ppm
+
+    @property
+    def rate(self) -> float:
+        """Seconds it counts in one true second."""
+        return 1.0 + self.drift_ppm * 1e-6
+
+    def now_ns(self) -> int:
+        """What the device believes, before any correction."""
+        return self.at(self._true.now_ns())
+
+    def at(self, true_ns: int) -> int:
+        """What it shows at a true instant. For the sound card, which runs on the same crystal."""
+        return self._anchor_device_ns + round((true_ns - self._anchor_true_ns) * self.rate)
+
+    def jump(self, by_ms: float) -> None:
+        """Make it jump."""
+        self._anchor_device_ns += round(by_ms * MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question and its signed answer; instants in nanoseconds, `asked`/`arrived` by the device, the others by the server."""
+
+    asked_ns: int
+    received_ns: int
+    sent_ns: int
+    arrived_ns: int
+
+    @property
+    def delay_ns(self) -> int:
+        """Time on the way, both ways."""
+        return (self.arrived_ns - self.asked_ns) - (self.sent_ns - self.received_ns)
+
+    @property
+    def offset_ns(self) -> int:
+        """Server minus device, if both ways took equally long."""
+        return ((self.received_ns - self.asked_ns) + (self.sent_ns - self.arrived_ns)) // 2
+
+    @property
+    def middle_ns(self) -> int:
+        """The device instant the offset belongs to."""
+        return (self.asked_ns + self.arrived_ns) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """offset(d) = offset_ns + slope * (d - at_ns)."""
+
+    at_ns: int
+    offset_ns: int
+    slope: float
+
+    def offset(self, device_ns: int) -> float:
+        return self.offset_ns + self.slope * (device_ns - self.at_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What survives a reboot: the server's lead over the device's clock at a device instant."""
+
+    device_ns: int
+    offset_ns: int
+    slope: float
+    uncertainty_ms: float
+
+
+class Discipline:
+    """The server's time as the node believes it."""
+
+    def __init__(self, *, settle_exchanges: int = 8) -> None:
+        self._exchanges: deque[Exchange] = deque(maxlen=64)
+        self._line: _Line | None = None
+        self._slew_from_ns = 0
+        self._slew_ns = 0.0
+        self._settle = settle_exchanges
+        self._heard = 0
+        self._error_ns = 0.0
+        self._last_ns: int | None = None
+        self._surprises = 0
+        self.steps = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has any idea of the server's time."""
+        return self._line is not None
+
+    @property
+    def exchanges(self) -> int:
+        """How many answers were taken since power-on."""
+        return self._heard
+
+    def recall(self, remembered: Remembered, device_ns: int) -> bool:
+        """Begin with what was known before a reboot, if the device's clock is plausible (not behind, at most 60 days on)."""
+        age_ns = device_ns - remembered.device_ns
+        if not 0 <= age_ns <= 60 * 86_400 * SECOND:
+            return False
+        self._line = _Line(remembered.device_ns, remembered.offset_ns, remembered.slope)
+        self._error_ns = remembered.uncertainty_ms * MS
+        self._last_ns = remembered.device_ns
+        return True
+
+    def remember(self, device_ns: int) -> Remembered | None:
+        """What to store."""
+        if self._line is None:
+            return None
+        return Remembered(device_ns, round(self.offset_ns(device_ns)), self._line.slope, self.uncertainty_ms(device_ns))
+
+    def take(self, exchange: Exchange) -> bool:
+        """Learn from one exchange; False if it is worthless."""
+        if not 0 <= exchange.delay_ns <= MAX_DELAY_NS:
+            return False
+        now_ns = exchange.arrived_ns
+        if self._line is not None and self._exchanges:
+            surprise_ns = abs(exchange.offset_ns - self._line.offset(exchange.middle_ns))
+            if surprise_ns > exchange.delay_ns / 2 + 20 * MS:
+                # Once may be a stall on the way; twice in a row, the device's clock jumped and the past is worthless.
+                self._surprises += 1
+                if self._surprises < 2:
+                    return False
+                self._exchanges.clear()
+        self._surprises = 0
+        self._exchanges.append(exchange)
+        self._heard += 1
+        while now_ns - self._exchanges[0].arrived_ns > WINDOW_NS:
+            self._exchanges.popleft()
+        was_ns = self.offset_ns(now_ns) if self._line is not None else None
+        self._line = self._fit(now_ns)
+        self._last_ns = now_ns
+        wrong_ns = 0.0 if was_ns is None else was_ns - self._line.offset(now_ns)
+        if was_ns is None or abs(wrong_ns) > STEP_NS or self._heard <= self._settle:
+            self.steps += was_ns is None or abs(wrong_ns) > STEP_NS
+            wrong_ns = 0.0
+        self._slew_from_ns, self._slew_ns = now_ns, wrong_ns
+        return True
+
+    def _fit(self, now_ns: int) -> _Line:
+        """A weighted line through the exchanges; the slope is held near 0 by what crystals are, until the span tells more."""
+        quickest_ns = min(exchange.delay_ns for exchange in self._exchanges)
+        base_ns = self._exchanges[-1].offset_ns
+        weight = lean = lean2 = value = cross = 0.0
+        for exchange in self._exchanges:
+            sigma = _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2
+            w = 1.0 / (sigma * sigma)
+            x = float(exchange.middle_ns - now_ns)
+            y = float(exchange.offset_ns - base_ns)
+            weight += w
+            lean += w * x
+            lean2 += w * x * x
+            value += w * y
+            cross += w * x * y
+        prior = 1.0 / (CRYSTAL_PPM * 1e-6) ** 2
+        determinant = weight * (lean2 + prior) - lean * lean
+        slope = (weight * cross - lean * value) / determinant
+        level = (value - slope * lean) / weight
+        residual = 0.0
+        for exchange in self._exchanges:
+            sigma = _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2
+            fitted = level + slope * (exchange.middle_ns - now_ns)
+            residual += ((exchange.offset_ns - base_ns - fitted) / sigma) ** 2
+        # Asymmetry of the quickest way cannot be seen from here: half its delay stays in the error.
+        spread = math.sqrt(residual / len(self._exchanges)) / math.sqrt(weight)
+        self._error_ns = quickest_ns / 2 + spread
+        return _Line(now_ns, base_ns + round(level), slope)
+
+    def offset_ns(self, device_ns: int) -> float:
+        """Correction to the device's clock, in nanoseconds. Raises `RuntimeError` while nothing is known."""
+        if self._line is None:
+            raise RuntimeError("the time is not known")
+        return self._line.offset(device_ns) + self._slewing_ns(device_ns)
+
+    def _slewing_ns(self, device_ns: int) -> float:
+        if not self._slew_ns:
+            return 0.0
+        lasts_ns = min(abs(self._slew_ns) / _SLEW_PER_NS, float(_SLEW_WITHIN_NS))
+        gone = (device_ns - self._slew_from_ns) / lasts_ns
+        return self._slew_ns * (1.0 - gone) if 0.0 <= gone < 1.0 else (self._slew_ns if gone < 0.0 else 0.0)
+
+    def server_ns(self, device_ns: int) -> int:
+        """The server's time at a device instant. Raises `RuntimeError` while nothing is known."""
+        return device_ns + round(self.offset_ns(device_ns))
+
+    def uncertainty_ms(self, device_ns: int) -> float:
+        """How wrong the estimate may be; grows with the age of the last answer."""
+        if self._line is None or self._last_ns is None:
+            return 0.0
+        span_ns = self._exchanges[-1].middle_ns - self._exchanges[0].middle_ns if self._exchanges else 0
+        ppm = CRYSTAL_PPM / 10 if span_ns >= _FITTED_SPAN_NS else CRYSTAL_PPM
+        age_ns = max(0, device_ns - self._last_ns)
+        return (self._error_ns + age_ns * ppm * 1e-6 + abs(self._slewing_ns(device_ns))) / MS
+
+    def source(self, device_ns: int) -> ClockSource:
+        """Where the time comes from now."""
+        if self._line is None or self._last_ns is None:
+            return ClockSource.UNKNOWN
+        fresh = bool(self._exchanges) and device_ns - self._last_ns < HOLDOVER_AFTER_NS
+        return ClockSource.SERVER if fresh else ClockSource.HOLDOVER

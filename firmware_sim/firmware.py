@@ -1,0 +1,787 @@
+"""One life of a node, from power-on to power-off: session, trust, plan, clock, stock, player and log, joined.
+
+What must survive is on the disk before it is acted upon; everything else is in this object and dies with it. The order at
+power-on: memory, keys, plan (so a node without network already plays), then the network. All of a node runs in the one
+loop as named tasks; only disk work and decoding leave it, through the kit's `offload`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import httpx
+import numpy as np
+import structlog
+
+from firmware_sim.assets import AssetKeeper, Wanted
+from firmware_sim.clock import MS, SECOND, DeviceClock, Discipline, Exchange, TrueTime
+from firmware_sim.decoder import AssetSound, DecodeCache, Offload, SoundLibrary
+from firmware_sim.jitter import StreamReceiver
+from firmware_sim.ledger import Ledger, Line
+from firmware_sim.link import Link
+from firmware_sim.output import Dac, Horn, Played, Recorder, join
+from firmware_sim.player import (
+    ALERT_REPEATS,
+    ATTENTION_MS,
+    SAMPLE_RATE_HZ,
+    AlertsInForce,
+    Chunk,
+    Situation,
+    Sounding,
+    next_change_ms,
+    render,
+    stretches,
+)
+from firmware_sim.reports import DeviceKey, DeviceLog
+from firmware_sim.store import MEMORY_FILE, Disk, Identity, Memory
+from firmware_sim.trust import Gate, PlanBodies, PlanInForce
+from speaker_protocol import messages as wire
+from speaker_protocol.rules import Why, is_quiet
+from speaker_protocol.topics import (
+    NodeAck,
+    NodeConfig,
+    NodeOrder,
+    NodePlan,
+    NodeReport,
+    NodeStatus,
+    NodeTime,
+    StreamAudio,
+    StreamHead,
+    UnitAlert,
+    UnitKeys,
+)
+
+log = structlog.get_logger(__name__)
+
+FIRMWARE: Final = "firmware-sim 0.1"
+AHEAD_S: Final = 0.6
+"""What is rendered ahead of the sound card: a late tick shorter than this is not heard."""
+PATIENT_S: Final = 0.35
+"""While more than this is queued, a hole is not yet a hole: the batch or the stretch may still come."""
+KEEP_ON_CHANGE_S: Final = 0.12
+"""What stays queued when plan or alerts change: the soonest a change can be heard."""
+BLOCK_SAMPLES: Final = SAMPLE_RATE_HZ // 5
+IDLE_SAMPLES: Final = SAMPLE_RATE_HZ
+RATE_LIMIT: Final = 0.02
+"""How much faster or slower than nominal a sounding programme may be steered."""
+JUMP_NS: Final = 50 * MS
+BURST: Final = 8
+BURST_EVERY_S: Final = 0.25
+PROBE_S: Final = (5.0, 10.0)
+TRUSTED_WITHIN_MS: Final = 60_000.0
+STREAM_LEAD_MS: Final = 8_000
+STREAM_DEAD_NS: Final = 10 * SECOND
+PREPARE_AHEAD_MS: Final = 15_000
+REMEMBER_CLOCK_S: Final = 600.0
+MAX_ORDERS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What the nodes of one process share: the world, the workers, and caches of pure functions of verified bytes."""
+
+    true: TrueTime
+    offload: Offload
+    http: httpx.AsyncClient
+    library: SoundLibrary
+    streams: DecodeCache
+    bodies: PlanBodies
+
+
+@dataclass(slots=True)
+class Faultline:
+    """What faults have broken in the box."""
+
+    drop_frames: int = 0
+    garble: int = 0
+
+
+@dataclass(slots=True)
+class Box:
+    """The hardware, which outlives a reboot."""
+
+    clock: DeviceClock
+    disk: Disk
+    horn: Horn
+    recorder: Recorder | None
+    has_output: bool = True
+    faultline: Faultline = field(default_factory=Faultline)
+
+
+class MakeLink(Protocol):
+    """How a session is made (real MQTT, or a loopback in a simulation)."""
+
+    def __call__(
+        self,
+        identity: Identity,
+        *,
+        will: tuple[str, bytes],
+        on_message: Callable[[str, bytes], None],
+        on_up: Callable[[], None],
+    ) -> Link:
+        """A session, not yet running."""
+        ...
+
+
+class Firmware:
+    """A node that has power."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        box: Box,
+        kit: Kit,
+        make_link: MakeLink,
+        chance: random.Random,
+        on_reboot: Callable[[], None],
+    ) -> None:
+        self.identity = identity
+        self.node_id = identity.node_id
+        self.boot_id = f"{chance.getrandbits(64):016x}"
+        self.clock = Discipline()
+        self.situation = Situation()
+        self.plan: PlanInForce | None = None
+        self.streams: dict[str, StreamReceiver] = {}
+        self.lines: deque[Line] = deque(maxlen=500)
+        """The latest lines of the ledger, for whoever inspects the node."""
+        self._box = box
+        self._kit = kit
+        self._chance = chance
+        self._on_reboot = on_reboot
+        self._key = DeviceKey(identity.private_key)
+        self._sequence = 0
+        self._memory = Memory()
+        self._alert_sets: dict[str, wire.AlertSetBody] = {}
+        self._pending: OrderedDict[str, bytes] = OrderedDict()
+        self._orders: deque[bytes] = deque(maxlen=MAX_ORDERS)
+        self._held: dict[str, bytes] = {}
+        """Messages by a key not yet known: judged again when keys are learned."""
+        self._inbox = asyncio.Event()
+        self._fetch = asyncio.Event()
+        self._journal = asyncio.Event()
+        self._probe_now = asyncio.Event()
+        self._questions: OrderedDict[str, int] = OrderedDict()
+        self._status_due = True
+        self._status_sent_s = -1e9
+        self._cursor_ns = 0
+        self._tone_samples = 0
+        self._silent_until_ns: int | None = None
+        self._remembered_s = 0.0
+        self._sounds: dict[str, AssetSound] = {}
+        self.gate = Gate(
+            node_id=self.node_id,
+            root_public=bytes.fromhex(identity.root_public_key),
+            path=identity.path,
+            watermarks={},
+            bodies=kit.bodies,
+        )
+        self.ledger = Ledger(self._write)
+        self.log = DeviceLog(box.disk, kit.offload, chance)
+        self.assets = AssetKeeper(
+            box.disk,
+            kit.http,
+            token=identity.asset_token,
+            true=kit.true,
+            offload=kit.offload,
+            chance=chance,
+            on_change=self._stock_changed,
+        )
+        self.assets.assets_url = identity.assets_url
+        will = wire.StatusBody(link=wire.Link.OFFLINE, boot_id=self.boot_id, firmware=FIRMWARE)
+        self.link = make_link(
+            identity,
+            will=(str(NodeStatus(self.node_id)), will.encode()),
+            on_message=self._arrived,
+            on_up=self._link_up,
+        )
+        self.dac = Dac(box.clock, kit.true, box.horn, box.recorder, self._played) if box.has_output else None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From power-on until cancelled."""
+        await self._wake()
+        name = self.node_id
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._output(), name=f"node.output[{name}]")
+            tasks.create_task(self.link.run(), name=f"node.link[{name}]")
+            tasks.create_task(self._read_inbox(), name=f"node.inbox[{name}]")
+            tasks.create_task(self._ask_the_time(), name=f"node.clock[{name}]")
+            tasks.create_task(self._keep_house(), name=f"node.house[{name}]")
+            tasks.create_task(self._fetch_assets(), name=f"node.assets[{name}]")
+            tasks.create_task(self._keep_journal(), name=f"node.journal[{name}]")
+
+    async def say_goodbye(self, reason: str) -> None:
+        """Close the books before an orderly power-off; `run` has been cancelled."""
+        if self.dac is not None:
+            self.dac.run()
+        self.ledger.close(reason)
+        self._memory.clock = self.clock.remember(self._box.clock.now_ns())
+        await self.log.store()
+        await self._save()
+
+    async def _wake(self) -> None:
+        disk, offload = self._box.disk, self._kit.offload
+        self._memory = Memory.load(await offload(lambda: disk.read(MEMORY_FILE)))
+        self.gate = Gate(
+            node_id=self.node_id,
+            root_public=bytes.fromhex(self.identity.root_public_key),
+            path=self.identity.path,
+            watermarks=self._memory.watermarks,
+            bodies=self._kit.bodies,
+        )
+        if self._memory.clock is not None:
+            self.clock.recall(self._memory.clock, self._box.clock.now_ns())
+        await offload(self.log.load)
+        await self.assets.check_stock()
+        self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
+        # Without trusted time the stored messages are judged without instants: the plan carries its own validity.
+        self._judge(dict(self._memory.messages), None)
+        self._follow()
+
+    # -- what arrives -------------------------------------------------------------------------------------------------
+
+    def _arrived(self, topic: str, payload: bytes) -> None:
+        device_ns = self._box.clock.now_ns()
+        if self._box.faultline.garble and payload:
+            self._box.faultline.garble -= 1
+            at = self._chance.randrange(len(payload))
+            payload = payload[:at] + bytes([payload[at] ^ 0x55]) + payload[at + 1 :]
+        _, _, family, owner, leaf = topic.split("/")
+        if family == "stream":
+            self._stream_arrived(owner, leaf, payload, device_ns)
+        elif leaf == NodeAck.leaf:
+            self._ack_arrived(payload, device_ns)
+        elif leaf == NodeOrder.leaf:
+            self._orders.append(payload)
+            self._inbox.set()
+        else:
+            self._pending[topic] = payload
+            self._inbox.set()
+
+    def _stream_arrived(self, stream: str, leaf: str, payload: bytes, device_ns: int) -> None:
+        receiver = self.streams.get(stream)
+        if receiver is None:
+            return
+        if leaf == StreamHead.leaf:
+            if self.clock.is_known:
+                head = self.gate.head(stream, payload, self.clock.server_ns(device_ns) // MS)
+                if head is not None:
+                    receiver.take_head(head)
+            return
+        if self._box.faultline.drop_frames:
+            self._box.faultline.drop_frames -= 1
+            return
+        receiver.take_batch(payload, device_ns, self.clock.server_ns(device_ns) if self.clock.is_known else None)
+
+    def _ack_arrived(self, payload: bytes, device_ns: int) -> None:
+        answer = self.gate.ack(payload, self._now_ms())
+        if isinstance(answer, wire.ReportAckBody):
+            self.log.acknowledge(answer.boot_id, answer.sequences)
+            self._journal.set()
+        elif isinstance(answer, wire.TimeAnswerBody):
+            asked_ns = self._questions.pop(answer.nonce, None)
+            if asked_ns is None or asked_ns != answer.asked_ns:
+                self.gate.count("unasked_time")
+                return
+            was_known = self.clock.is_known
+            self.clock.take(Exchange(asked_ns, answer.received_ns, answer.sent_ns, device_ns))
+            if not was_known and self.clock.is_known:
+                self._inbox.set()
+
+    async def _read_inbox(self) -> None:
+        while True:
+            await self._inbox.wait()
+            self._inbox.clear()
+            now_ms = self._now_ms()
+            batch = dict(self._pending)
+            self._pending.clear()
+            if now_ms is None:
+                # Orders, plans and alerts wait for trusted time, which the same link brings within a second; keys do not.
+                later = {topic: raw for topic, raw in batch.items() if not topic.endswith(f"/{UnitKeys.leaf}")}
+                for topic, raw in later.items():
+                    del batch[topic]
+                    self._pending.setdefault(topic, raw)
+                self._judge(batch, None)
+            else:
+                self._judge(batch, now_ms)
+                orders = [self.gate.order(self._orders.popleft(), now_ms) for _ in range(len(self._orders))]
+                await self._save()
+                self._follow()
+                for order in orders:
+                    if order is not None:
+                        self._obey(order, now_ms)
+                continue
+            await self._save()
+
+    def _judge(self, batch: dict[str, bytes], now_ms: int | None) -> None:
+        """Verify messages, keys first; what is obeyed is taken over (and stored by the caller before it acts)."""
+        learned = False
+        for unit in self.gate.path:
+            topic = str(UnitKeys(unit))
+            if topic in batch and self.gate.keys(unit, batch[topic], now_ms):
+                learned = True
+                self._memory.messages[topic] = batch[topic]
+        if learned:
+            for topic, raw in self._held.items():
+                batch.setdefault(topic, raw)
+            self._held.clear()
+            self._probe_now.set()
+        self._judged(batch, str(NodeConfig(self.node_id)), now_ms, self._take_config)
+        for unit in self.gate.path:
+            self._judged(
+                batch, str(UnitAlert(unit)), now_ms, lambda raw, now, unit=unit: self._take_alerts(unit, raw, now)
+            )  # type: ignore[misc]
+        self._judged(batch, str(NodePlan(self.node_id)), now_ms, self._take_plan)
+
+    def _judged(
+        self, batch: dict[str, bytes], topic: str, now_ms: int | None, take: Callable[[bytes, int | None], bool]
+    ) -> None:
+        raw = batch.get(topic)
+        if raw is None:
+            return
+        unknown = self.gate.refusals["unknown_key"]
+        if take(raw, now_ms):
+            self._memory.messages[topic] = raw
+        elif self.gate.refusals["unknown_key"] > unknown:
+            self._held[topic] = raw
+
+    def _take_config(self, raw: bytes, now_ms: int | None) -> bool:
+        config = self.gate.config(raw, now_ms)
+        if config is None:
+            return False
+        self.situation.config = config
+        self.gate.path = config.path or self.gate.path
+        self.assets.assets_url = config.assets_url
+        return True
+
+    def _take_alerts(self, unit: str, raw: bytes, now_ms: int | None) -> bool:
+        alerts = self.gate.alerts(unit, raw, now_ms)
+        if alerts is None:
+            return False
+        self._alert_sets[unit] = alerts
+        sets = self._alert_sets.values()
+        self.situation.alerts = AlertsInForce(
+            tuple(alert for one in sets for alert in one.alerts), any(one.stop_all is not None for one in sets)
+        )
+        return True
+
+    def _take_plan(self, raw: bytes, now_ms: int | None) -> bool:
+        plan = self.gate.plan(raw, now_ms)
+        if plan is None:
+            return False
+        self.plan = self.situation.plan = plan
+        self.situation.max_class = plan.max_class
+        return True
+
+    async def _save(self) -> None:
+        self._memory.watermarks = self.gate.snapshot()
+        content = self._memory.dump()
+        disk = self._box.disk
+        try:
+            await self._kit.offload(lambda: disk.replace(MEMORY_FILE, content))
+        except OSError:
+            self.gate.count(
+                "disk_full"
+            )  # it acts all the same: silence is the worse failure, the replay window is small
+
+    def _follow(self) -> None:
+        """Act on what plan, configuration or alerts now say."""
+        self._want_assets()
+        self._listen()
+        self._status_due = True
+        self._probe_now.set()
+        self._rerender()
+
+    def _obey(self, order: wire.OrderBody, now_ms: int) -> None:
+        if order.order_id in self._memory.done_orders:
+            return
+        self._memory.done_orders.append(order.order_id)
+        reason = None
+        match order.verb:
+            case wire.OrderVerb.REBOOT:
+                self._on_reboot()
+            case wire.OrderVerb.IDENTIFY | wire.OrderVerb.TEST_TONE:
+                limits = self.situation.state().limits
+                if is_quiet(limits, now_ms):
+                    reason = Why.QUIET_HOURS.value
+                elif self.dac is None:
+                    reason = "no_output"
+                else:
+                    self._tone_samples = (order.seconds or 3) * SAMPLE_RATE_HZ
+                    self._rerender()
+        self._report(wire.ReportKind.ORDER_DONE, order.order_id, 0, now_ms, reason=reason)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int | None:
+        """Server time as the node believes it; None while it must not be trusted."""
+        device_ns = self._box.clock.now_ns()
+        if not self.clock.is_known or self.clock.uncertainty_ms(device_ns) > TRUSTED_WITHIN_MS:
+            return None
+        return self.clock.server_ns(device_ns) // MS
+
+    async def _ask_the_time(self) -> None:
+        asked = 0
+        while True:
+            if not (self.link.is_up and self.gate.may_hear_the_time):
+                self._probe_now.clear()
+                await self._probe_now.wait()
+                continue
+            nonce = f"{self._chance.getrandbits(64):016x}"
+            sent_ns = self._box.clock.now_ns()
+            self._questions[nonce] = sent_ns
+            while len(self._questions) > 16:
+                self._questions.popitem(last=False)
+            question = wire.TimeQuestionBody(nonce=nonce, sent_ns=sent_ns)
+            self.link.publish(str(NodeTime(self.node_id)), question.encode(), qos=NodeTime.qos)
+            asked += 1
+            # A burst first: the clock must be right before the first programme, not within the hour.
+            is_burst = self.clock.exchanges < BURST and asked < 4 * BURST
+            wait_s = BURST_EVERY_S * self._chance.uniform(0.7, 1.3) if is_burst else self._chance.uniform(*PROBE_S)
+            await self._kit.true.sleep(wait_s)
+
+    # -- stock --------------------------------------------------------------------------------------------------------
+
+    def _want_assets(self) -> None:
+        now_ms = self._now_ms() or 0
+        wanted: dict[str, Wanted] = {}
+        lengths: dict[str, int] = {}
+        if self.plan is not None:
+            first: dict[str, int] = {}
+            for segment in self.plan.segments:
+                if segment.asset is not None and segment.end_ms > now_ms:
+                    first.setdefault(segment.asset, segment.start_ms)
+            for asset in self.plan.assets:
+                lengths[asset.sha256] = asset.duration_ms
+                if asset.sha256 in first:
+                    wanted[asset.sha256] = Wanted(asset.sha256, asset.size_bytes, first[asset.sha256])
+        for alert in self.situation.alerts.alerts:
+            if alert.asset is not None and alert.asset not in wanted:
+                wanted[alert.asset] = Wanted(alert.asset, None, 0)
+        self.assets.want(wanted, now_ms)
+        self.situation.asset_ms = lengths
+        self._refresh_stock()
+        if self.assets.missing:
+            self._fetch.set()
+
+    def _refresh_stock(self) -> None:
+        broken = {sha256 for sha256, sound in self._sounds.items() if sound.is_broken}
+        self.situation.ready_assets = frozenset(self.assets.ready) - broken
+
+    def _stock_changed(self) -> None:
+        self._refresh_stock()
+        self._status_due = True
+        self._rerender()
+
+    async def _fetch_assets(self) -> None:
+        while True:
+            await self._fetch.wait()
+            self._fetch.clear()
+            if self.assets.wait_s() <= 0:
+                await self.assets.fetch_due()
+                await self._prepare()
+
+    def asset(self, sha256: str) -> AssetSound | None:
+        """Sound of a ready asset (for the player)."""
+        if sha256 not in self.assets.ready:
+            return None
+        sound = self._sounds.get(sha256)
+        if sound is None:
+            sound = self._sounds[sha256] = self._kit.library.sound(sha256, self.assets.path(sha256))
+        return sound
+
+    def stream(self, stream: str) -> StreamReceiver | None:
+        """Buffer of a stream (for the player)."""
+        return self.streams.get(stream)
+
+    async def _prepare(self) -> None:
+        """Decode what will sound soon."""
+        now_ms = self._now_ms()
+        if now_ms is None or self.dac is None:
+            return
+        until_ms = now_ms + PREPARE_AHEAD_MS
+        for alert in self.situation.alerts.alerts:
+            sound = self.asset(alert.asset) if alert.asset is not None else None
+            if sound is not None:
+                await sound.prepare(0, (sound.length or 60 * SAMPLE_RATE_HZ))
+        if self.plan is None:
+            return
+        for segment in self.plan.segments:
+            if segment.end_ms <= now_ms or segment.asset is None:
+                continue
+            if segment.start_ms >= until_ms:
+                break
+            sound = self.asset(segment.asset)
+            if sound is None:
+                continue
+            low_ms = segment.offset_ms + max(0, now_ms - segment.start_ms)
+            high_ms = segment.offset_ms + min(until_ms, segment.end_ms) - segment.start_ms
+            low, high = low_ms * 48, high_ms * 48 + SAMPLE_RATE_HZ
+            if not sound.is_ready(low, high):
+                await sound.prepare(low, high)
+                self._refresh_stock()
+
+    # -- listening ----------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Subscribe to what concerns this node, streams only around their time. Keys first: the rest is judged by them."""
+        node, path = self.node_id, self.gate.path
+        topics = [UnitKeys(unit) for unit in path]
+        own = [NodeAck(node), NodeConfig(node), *(UnitAlert(unit) for unit in path), NodePlan(node), NodeOrder(node)]
+        wanted = self._streams_wanted()
+        for stream in wanted:
+            if stream not in self.streams:
+                self.streams[stream] = StreamReceiver(stream, self._kit.streams, self.gate.count)
+        for stream in [stream for stream in self.streams if stream not in wanted]:
+            del self.streams[stream]
+        live = [topic for stream in wanted for topic in (StreamHead(stream), StreamAudio(stream))]
+        self.link.listen({str(topic): topic.qos for topic in (*topics, *own, *live)})
+
+    def _streams_wanted(self) -> tuple[str, ...]:
+        now_ms = self._now_ms()
+        if now_ms is None or self.plan is None or not self.plan.valid_from_ms <= now_ms < self.plan.valid_until_ms:
+            return ()
+        wanted: dict[str, None] = {}
+        for segment in self.plan.segments:
+            if segment.start_ms - STREAM_LEAD_MS > now_ms:
+                break
+            if segment.stream is not None and segment.asset is None and now_ms < segment.end_ms + 1_000:
+                wanted[segment.stream] = None
+        return tuple(wanted)
+
+    def _link_up(self) -> None:
+        self.log.hurry()
+        self._status_due = True
+        self._probe_now.set()
+        self._journal.set()
+        self._say_status()
+
+    # -- sound --------------------------------------------------------------------------------------------------------
+
+    async def _output(self) -> None:
+        while True:
+            wait_s = self._tick() if self.dac is not None else self._tick_without_output()
+            await self._kit.true.sleep(wait_s)
+
+    def _tick(self) -> float:
+        dac = self.dac
+        assert dac is not None  # noqa: S101  only called with one
+        dac.run()
+        is_full = self._fill(dac)
+        return min(1.0, max(0.02, dac.ahead_s() - AHEAD_S + 0.1)) if is_full else 0.06
+
+    def _rerender(self) -> None:
+        """Something changed: what is queued further ahead than a moment is rendered again."""
+        dac = self.dac
+        if dac is not None:
+            dac.run()
+            if dac.rewind(KEEP_ON_CHANGE_S):
+                last = dac.last_queued()
+                if last is not None:
+                    self._cursor_ns = last.server_ns + last.samples * SECOND // SAMPLE_RATE_HZ
+            self._fill(dac)
+
+    def _fill(self, dac: Dac) -> bool:
+        """Render until enough is queued; False if something is awaited that may still come."""
+        while (ahead_s := dac.ahead_s()) < AHEAD_S:
+            device_ns = dac.device_ns(dac.cursor)
+            if not self.clock.is_known:
+                self.situation.is_clock_trusted = False
+                dac.queue(Chunk(BLOCK_SAMPLES, 0, Sounding.SILENCE, Why.CLOCK_UNKNOWN))
+                continue
+            trim_ns = self.situation.config.delay_trim_ms * MS if self.situation.config is not None else 0
+            low_ns = self.clock.server_ns(device_ns) - trim_ns
+            before = dac.last_queued()
+            if before is not None and before.kind is Sounding.SOUND and abs(low_ns - self._cursor_ns) < JUMP_NS:
+                low_ns = self._cursor_ns
+            self._refresh_situation(low_ns, device_ns)
+            samples = self._quiet_samples(low_ns)
+            span_ns = samples * SECOND // SAMPLE_RATE_HZ
+            high_ns = self.clock.server_ns(device_ns + span_ns) - trim_ns
+            # The programme is steered, never torn: a sounding block is stretched within limits onto the server's time.
+            high_ns = low_ns + min(
+                max(high_ns - low_ns, round(span_ns * (1 - RATE_LIMIT))), round(span_ns * (1 + RATE_LIMIT))
+            )
+            is_final = ahead_s <= PATIENT_S
+            chunks = render(self.situation, self, low_ns, high_ns, samples, is_final=is_final)
+            if not is_final and any(chunk.kind is Sounding.HOLE for chunk in chunks):
+                return False
+            for chunk in chunks:
+                self._add_tone(chunk)
+                join(dac.last_queued(), chunk)
+                dac.queue(chunk)
+            self._cursor_ns = high_ns
+        return True
+
+    def _quiet_samples(self, low_ns: int) -> int:
+        """A long block while nothing sounds for long."""
+        now_ms = low_ns // MS
+        if self._tone_samples or self.ledger.sounding is not None:
+            return BLOCK_SAMPLES
+        change_ms = next_change_ms(self.situation, now_ms)
+        first = next(stretches(self.situation, low_ns, low_ns + MS))
+        is_idle = first.tag is None and (change_ms is None or change_ms - now_ms > 1_100)
+        return IDLE_SAMPLES if is_idle else BLOCK_SAMPLES
+
+    def _refresh_situation(self, server_ns: int, device_ns: int) -> None:
+        situation = self.situation
+        situation.is_clock_trusted = self.clock.uncertainty_ms(device_ns) <= TRUSTED_WITHIN_MS
+        if self.streams or situation.live_streams:
+            now_ns = self._box.clock.now_ns()
+            situation.live_streams = frozenset(
+                stream for stream, receiver in self.streams.items() if self._is_live(receiver, server_ns, now_ns)
+            )
+
+    @staticmethod
+    def _is_live(receiver: StreamReceiver, server_ns: int, device_ns: int) -> bool:
+        if receiver.lease_ms * MS <= server_ns:
+            return False
+        arrived_ns = receiver.last_arrival_ns
+        is_recent = arrived_ns is not None and device_ns - arrived_ns < STREAM_DEAD_NS
+        return is_recent or receiver.has_sound_from(server_ns)
+
+    def _add_tone(self, chunk: Chunk) -> None:
+        """A technician's tone, which gives way to everything."""
+        if not self._tone_samples or chunk.tag is not None or chunk.why not in {Why.NOTHING_PLANNED, Why.NO_PLAN}:
+            return
+        count = min(self._tone_samples, chunk.samples)
+        wave = np.zeros(chunk.samples, np.int16)
+        phase = 2 * np.pi * 1_000 * np.arange(count) / SAMPLE_RATE_HZ
+        wave[:count] = (6_000 * np.sin(phase)).astype(np.int16)
+        chunk.pcm = wave
+        self._tone_samples -= count
+
+    def _played(self, piece: Played) -> None:
+        self.ledger.played(piece)
+        tag = piece.chunk.tag
+        if tag is not None and tag.is_alert and tag.entry_id.startswith("alert:"):
+            alert_id = tag.entry_id.removeprefix("alert:")
+            length_ms = self.situation.asset_ms.get(tag.asset or "", 0) or ATTENTION_MS
+            account = self.ledger.current
+            if account is not None and account.heard_ms >= ALERT_REPEATS * length_ms - 100:
+                self._memory.finished_alerts.add(alert_id)
+                self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
+
+    def _tick_without_output(self) -> float:
+        """A node that verifies and decides but has no output: it says so, and never claims to have been heard."""
+        device_ns = self._box.clock.now_ns()
+        if not self.clock.is_known:
+            return 0.5
+        now_ns = self.clock.server_ns(device_ns)
+        low_ns = self._silent_until_ns or now_ns
+        if now_ns > low_ns:
+            self._refresh_situation(now_ns, device_ns)
+            for receiver in self.streams.values():
+                receiver.forget_before(now_ns)
+            for stretch in stretches(self.situation, low_ns, now_ns):
+                samples = (stretch.end_ns - stretch.start_ns) * SAMPLE_RATE_HZ // SECOND
+                chunk = Chunk(samples, stretch.start_ns, Sounding.SILENCE, stretch.decision.why, stretch.tag)
+                self.ledger.played(Played(chunk))
+                if self.ledger.current is not None:
+                    self.ledger.current.trouble = self.ledger.current.trouble or "no_output"
+        self._silent_until_ns = max(now_ns, low_ns)
+        change_ms = next_change_ms(self.situation, now_ns // MS)
+        return 1.0 if change_ms is None else min(1.0, max(0.1, change_ms / 1000 - now_ns / SECOND))
+
+    # -- what goes up -------------------------------------------------------------------------------------------------
+
+    def _write(self, line: Line) -> None:
+        self.lines.append(line)
+        self._status_due = True
+        trim_ms = self.situation.config.delay_trim_ms if self.situation.config is not None else 0
+        self._report(
+            line.kind,
+            line.tag.entry_id,
+            line.tag.start_ms,
+            max(0, line.at_ms + trim_ms),
+            heard_ms=line.heard_ms,
+            source=line.tag.source,
+            asset=line.tag.asset,
+            stream=line.tag.stream,
+            underruns=line.underruns,
+            level_dbfs=line.level_dbfs,
+            reason=line.reason,
+        )
+
+    def _report(self, kind: wire.ReportKind, entry_id: str, start_ms: int, at_ms: int, **facts: Any) -> None:
+        self._sequence += 1
+        device_ns = self._box.clock.now_ns()
+        body = wire.ReportBody(
+            boot_id=self.boot_id,
+            sequence=self._sequence,
+            kind=kind,
+            entry_id=entry_id,
+            segment_start_ms=start_ms,
+            at_ms=at_ms,
+            uncertainty_ms=round(self.clock.uncertainty_ms(device_ns), 2),
+            **facts,
+        )
+        now_ns = self.clock.server_ns(device_ns) if self.clock.is_known else device_ns
+        self.log.add(self.boot_id, self._sequence, self._key.seal_report(self.node_id, body, now_ns // MS))
+        self._journal.set()
+
+    async def _keep_journal(self) -> None:
+        while True:
+            await self._journal.wait()
+            self._journal.clear()
+            await self.log.store()
+            self._send_reports()
+
+    def _send_reports(self) -> None:
+        topic = str(NodeReport(self.node_id))
+        self.log.send_due(self._kit.true.now_ns() / 1e9, lambda raw: self.link.publish(topic, raw, qos=NodeReport.qos))
+
+    def _say_status(self) -> None:
+        self._status_due = False
+        self._status_sent_s = self._kit.true.now_ns() / 1e9
+        device_ns = self._box.clock.now_ns()
+        sounding = self.ledger.sounding
+        disk = self._box.disk
+        is_known = self.clock.is_known
+        missing = self.assets.missing
+        body = wire.StatusBody(
+            link=wire.Link.ONLINE,
+            boot_id=self.boot_id,
+            sent_ms=self.clock.server_ns(device_ns) // MS if is_known else 0,
+            plan_sha256=self.plan.sha256 if self.plan is not None else None,
+            plan_order=self.plan.order if self.plan is not None else (0, 0),
+            highest=self.gate.highest(),
+            clock=wire.ClockQuality(
+                source=self.clock.source(device_ns),
+                uncertainty_ms=round(self.clock.uncertainty_ms(device_ns), 3),
+                offset_ms=round(self.clock.offset_ns(device_ns) / MS, 3) if is_known else 0.0,
+            ),
+            sounding=sounding.entry_id if sounding is not None else None,
+            stream=sounding.stream if sounding is not None else None,
+            ready=len(self.situation.ready_assets),
+            missing=missing[:200],
+            refusals=dict(self.gate.refusals),
+            firmware=FIRMWARE,
+            free_bytes=0 if disk.is_full else max(0, disk.capacity_bytes - self.assets.held_bytes()),
+        )
+        self.link.publish(str(NodeStatus(self.node_id)), body.encode(), qos=NodeStatus.qos, retain=True)
+
+    async def _keep_house(self) -> None:
+        while True:
+            now_s = self._kit.true.now_ns() / 1e9
+            if self.link.is_up:
+                interval_s = self.situation.config.status_interval_s if self.situation.config is not None else 30
+                since_s = now_s - self._status_sent_s
+                if since_s >= interval_s or (self._status_due and since_s >= 0.9):
+                    self._say_status()
+                self._send_reports()
+            self._listen()
+            if self.assets.wait_s() <= 0:
+                self._fetch.set()
+            await self._prepare()
+            if self.clock.exchanges >= BURST and now_s - self._remembered_s >= REMEMBER_CLOCK_S:
+                self._remembered_s = now_s
+                self._memory.clock = self.clock.remember(self._box.clock.now_ns())
+                await self._save()
+            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1))

@@ -1,0 +1,252 @@
+"""Many nodes in one process and one loop: no thread or child per node.
+
+What is shared is in the `Kit`: true time, one HTTP connection pool, two worker threads for disk and decoding, and caches of
+pure functions of bytes every node has verified itself (decoded stretches of an asset by hash, decoded batches by their
+chain, parsed plan bodies by hash). Each node has a session, clock, disk, stock, log, player and recording of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import httpx
+import structlog
+
+from firmware_sim.clock import DeviceClock, MachineTime, TrueTime
+from firmware_sim.decoder import DecodeCache, SoundLibrary
+from firmware_sim.enrol import enrol
+from firmware_sim.faults import TimedFault
+from firmware_sim.firmware import FIRMWARE, Kit
+from firmware_sim.link import Broker, MqttLink
+from firmware_sim.node import SpeakerNode
+from firmware_sim.output import Recorder
+from firmware_sim.store import Disk, Identity
+from firmware_sim.trust import PlanBodies
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CONNECTS_PER_S: Final = 250
+"""How fast a fleet is switched on."""
+ENROL_AT_ONCE: Final = 8
+
+
+class ThreadOffload:
+    """Two threads for what would block the loop."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="node-work")
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """Its result."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._pool.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A range a seed draws from."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Spread:
+        """`A:B` (or one figure). Raises `ValueError`."""
+        low, _, high = text.partition(":")
+        spread = cls(float(low), float(high or low))
+        if spread.low > spread.high:
+            raise ValueError(f"{text!r}: the lower end comes first")
+        return spread
+
+    def draw(self, chance: random.Random) -> float:
+        """A value of it."""
+        return chance.uniform(self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """What a fleet is made of."""
+
+    server: str
+    nodes: int
+    identity_dir: Path
+    token: str | None = None
+    record_dir: Path | None = None
+    clock_offset_ms: Spread = Spread()
+    drift_ppm: Spread = Spread()
+    faults: tuple[TimedFault, ...] = ()
+    seed: int | None = None
+    listen: int | None = None
+    """How many nodes decode and (with `record_dir`) record; the others verify and decide only. None: all."""
+    quota_bytes: int = 512 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The nodes of a process."""
+
+    options: FleetOptions
+    true: TrueTime = field(default_factory=MachineTime)
+    nodes: list[SpeakerNode] = field(default_factory=list)
+    failed: dict[str, BaseException] = field(default_factory=dict)
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[SpeakerNode], None] | None = None) -> None:
+        """Enrol whoever is new, switch everybody on, play the faults, and end cleanly when `stop` is set.
+
+        Raises `EnrolmentRefused`.
+        """
+        options = self.options
+        offload = ThreadOffload()
+        library = SoundLibrary(offload)
+        limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
+        timeout = httpx.Timeout(10.0, pool=None)
+        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
+            kit = Kit(self.true, offload, client, library, DecodeCache(), PlanBodies())
+            try:
+                identities = await self._identities(client)
+                self.nodes.extend(self._box(index, identity, kit) for index, identity in enumerate(identities))
+                await self._power(stop, on_ready, options.faults)
+            finally:
+                library.close()
+                offload.close()
+
+    async def _identities(self, client: httpx.AsyncClient) -> list[Identity]:
+        options = self.options
+        options.identity_dir.mkdir(parents=True, exist_ok=True)
+        found = [Identity.load(folder) for folder in sorted(options.identity_dir.iterdir()) if folder.is_dir()]
+        identities = [identity for identity in found if identity is not None][: options.nodes]
+        token = options.token
+        new = options.nodes - len(identities)
+        if not new or token is None:
+            return identities
+        at_once = asyncio.Semaphore(ENROL_AT_ONCE)
+
+        async def one(index: int) -> Identity:
+            async with at_once:
+                identity = await enrol(
+                    options.server,
+                    token,
+                    client=client,
+                    true=self.true,
+                    chance=self._chance("enrol", index),
+                    firmware=FIRMWARE,
+                )
+                identity.save(options.identity_dir / identity.node_id)
+                return identity
+
+        first = len(identities)
+        identities += await _all_of({f"node.enrol[{index}]": one(index) for index in range(first, first + new)})
+        return identities
+
+    def _chance(self, use: str, index: int) -> random.Random:
+        seed = self.options.seed
+        # Chance of a simulated node: reproducible with a seed, unguessable (its device key!) without.
+        return random.Random(f"{seed}/{use}/{index}") if seed is not None else random.Random(secrets.token_bytes(32))  # noqa: S311
+
+    def _box(self, index: int, identity: Identity, kit: Kit) -> SpeakerNode:
+        options = self.options
+        chance = self._chance("box", index)
+        clock = DeviceClock(
+            self.true,
+            offset_ms=options.clock_offset_ms.draw(chance),
+            drift_ppm=options.drift_ppm.draw(chance),
+        )
+        has_output = options.listen is None or index < options.listen
+        recorder = None
+        if options.record_dir is not None and has_output:
+            recorder = Recorder(options.record_dir, identity.node_id, identity.cluster_id, self.true.now_ns())
+        return SpeakerNode(
+            identity,
+            kit=kit,
+            make_link=lambda who, **calls: mqtt_link(who, true=self.true, chance=chance, **calls),
+            disk=Disk(options.identity_dir / identity.node_id, capacity_bytes=options.quota_bytes),
+            chance=chance,
+            clock=clock,
+            recorder=recorder,
+            has_output=has_output,
+        )
+
+    async def _power(
+        self, stop: asyncio.Event, on_ready: Callable[[SpeakerNode], None] | None, faults: tuple[TimedFault, ...]
+    ) -> None:
+        lives: dict[asyncio.Task[None], SpeakerNode] = {}
+        started_ns = self.true.now_ns()
+        waiting: list[SpeakerNode] = []
+        left = list(faults)
+        stopping = asyncio.create_task(stop.wait(), name="fleet.stop")
+        try:
+            while not stopping.done():
+                now_s = (self.true.now_ns() - started_ns) / 1e9
+                for node in self.nodes[len(lives) : min(len(self.nodes), int(now_s * CONNECTS_PER_S) + 1)]:
+                    lives[asyncio.create_task(node.run(), name=f"node[{node.node_id}]")] = node
+                    waiting.append(node)
+                while left and left[0].at_s <= now_s:
+                    self._break(left.pop(0))
+                for node in [node for node in waiting if node.is_ready]:
+                    waiting.remove(node)
+                    if on_ready is not None:
+                        on_ready(node)
+                for task in [task for task in lives if task.done() and lives[task].node_id not in self.failed]:
+                    error = task.exception()
+                    if error is not None:
+                        self.failed[lives[task].node_id] = error
+                        log.error("node.failed", node=lives[task].node_id, error=repr(error))
+                await self.true.sleep(0.1)
+        finally:
+            stopping.cancel()
+            for task in lives:
+                task.cancel()
+            await asyncio.gather(*lives, stopping, return_exceptions=True)
+
+    def _break(self, fault: TimedFault) -> None:
+        for index, node in enumerate(self.nodes):
+            if fault.node in {"*", index, node.node_id}:
+                node.faults.apply(fault.verb, fault.args)
+
+
+def mqtt_link(
+    identity: Identity,
+    *,
+    true: TrueTime,
+    chance: random.Random,
+    will: tuple[str, bytes],
+    on_message: Callable[[str, bytes], None],
+    on_up: Callable[[], None],
+) -> MqttLink:
+    """A session with the broker an identity names."""
+    at = identity.broker
+    return MqttLink(
+        Broker(at.host, at.port, identity.username, identity.password, at.ca_pem, at.tls),
+        client_id=identity.node_id,
+        will=will,
+        on_message=on_message,
+        on_up=on_up,
+        true=true,
+        chance=chance,
+    )
+
+
+async def _all_of(work: Mapping[str, Awaitable[T]]) -> list[T]:
+    """All results in order; the first failure cancels the rest and is raised as itself."""
+    tasks = [asyncio.ensure_future(one) for one in work.values()]
+    for task, name in zip(tasks, work, strict=True):
+        if isinstance(task, asyncio.Task):
+            task.set_name(name)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

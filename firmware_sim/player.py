@@ -1,0 +1,403 @@
+"""What to sound in a block of time: pure, around `rules.decide`, for a block of the node's estimate of server time.
+
+A block is cut into stretches at every instant at which the decision changes, and each stretch is rendered from its source
+at its exact position: a recorded item at `offset + (now - start)`, a stream at its media time. Every rendered chunk says
+which segment it belongs to and whether it is sound, a hole, or silence by decision, so that what is reported is what was
+played and never what was planned. Cuts are ramped over 5 ms; a programme's own first and last sample are left as they are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from firmware_sim.clock import MS
+from speaker_protocol.messages import AlertBody, NodeConfigBody, VolumeStep
+from speaker_protocol.rules import (
+    BulletinClass,
+    Decision,
+    DecisionKind,
+    Limits,
+    NodeState,
+    PlanView,
+    SegmentView,
+    SourceKind,
+    Why,
+    decide,
+)
+
+Pcm = npt.NDArray[np.int16]
+
+SAMPLE_RATE_HZ: Final = 48_000
+RAMP_SAMPLES: Final = 240
+ALERT_REPEATS: Final = 3
+ALERT_PAUSE_MS: Final = 5_000
+ATTENTION_MS: Final = 10_000
+"""Length of the node's own attention tone, which stands in for an alert's missing asset."""
+_RAMP: Final = np.linspace(0.0, 1.0, RAMP_SAMPLES)
+_GRID: Final = np.arange(4 * SAMPLE_RATE_HZ + 16, dtype=np.float64)
+
+
+class Sounding(StrEnum):
+    """What a chunk is."""
+
+    SOUND = "sound"
+    HOLE = "hole"
+    """Something should sound here and could not: a lost batch, a stretch not decoded."""
+    SILENCE = "silence"
+    """By decision, or past the end of the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """The segment (or alert) a chunk belongs to."""
+
+    entry_id: str
+    start_ms: int
+    end_ms: int
+    source: SourceKind | None = None
+    asset: str | None = None
+    stream: str | None = None
+    is_alert: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What makes it one segment."""
+        return (self.entry_id, self.start_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One decision, `[start_ns, end_ns)` of server time."""
+
+    start_ns: int
+    end_ns: int
+    decision: Decision
+    tag: Tag | None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Rendered samples, all of one kind. `pcm` None: zeros."""
+
+    samples: int
+    server_ns: int
+    kind: Sounding
+    why: Why
+    tag: Tag | None = None
+    pcm: Pcm | None = None
+    ends_softly: bool = True
+    """False where the source goes on after it: what follows must ramp it down if it is something else."""
+    is_inside: bool = True
+    """False where it opens with the first sample of its source, which no ramp may touch."""
+
+
+class AssetPcm(Protocol):
+    """Decoded sound of an asset."""
+
+    @property
+    def length(self) -> int | None: ...  # noqa: D102
+    def read(self, low: int, high: int) -> Pcm | None: ...  # noqa: D102
+
+
+class StreamPcm(Protocol):
+    """A stream's jitter buffer."""
+
+    @property
+    def lease_ms(self) -> int: ...  # noqa: D102
+    def read(  # noqa: D102
+        self, server_ns: int, samples: int, *, step: float, is_final: bool
+    ) -> tuple[Pcm, int, npt.NDArray[np.bool_] | None, float]: ...
+
+
+class Sources(Protocol):
+    """Where a player gets sound from."""
+
+    def asset(self, sha256: str) -> AssetPcm | None:
+        """The sound of an asset that is ready."""
+        ...
+
+    def stream(self, stream: str) -> StreamPcm | None:
+        """The buffer of a stream."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AlertsInForce:
+    """The alerts of all units of the node's path (a `rules.AlertsView`)."""
+
+    alerts: tuple[AlertBody, ...] = ()
+    stop_all: bool = False
+
+
+@dataclass(slots=True)
+class Situation:
+    """All a decision rests on."""
+
+    plan: PlanView | None = None
+    alerts: AlertsInForce = field(default_factory=AlertsInForce)
+    ready_assets: frozenset[str] = frozenset()
+    asset_ms: Mapping[str, int] = field(default_factory=dict)
+    live_streams: frozenset[str] = frozenset()
+    max_class: BulletinClass = BulletinClass.NORMAL
+    config: NodeConfigBody | None = None
+    is_clock_trusted: bool = False
+    finished_alerts: frozenset[str] = frozenset()
+
+    def state(self) -> NodeState:
+        """As `decide` wants it."""
+        config = self.config
+        max_class = self.max_class
+        if config is not None and config.max_class.severity < max_class.severity:
+            max_class = config.max_class
+        return NodeState(
+            ready_assets=self.ready_assets,
+            live_streams=self.live_streams,
+            max_klass=max_class,
+            limits=config if config is not None else Limits(),
+            is_clock_trusted=self.is_clock_trusted,
+            finished_alerts=self.finished_alerts,
+        )
+
+
+def segment_at(plan: PlanView | None, now_ms: int) -> SegmentView | None:
+    """The plan's segment at an instant."""
+    if plan is None:
+        return None
+    after = bisect_right(plan.segments, now_ms, key=lambda segment: segment.start_ms)
+    segment = plan.segments[after - 1] if after else None
+    return segment if segment is not None and now_ms < segment.end_ms else None
+
+
+def stretches(situation: Situation, low_ns: int, high_ns: int) -> Iterator[Stretch]:
+    """The decisions of `[low_ns, high_ns)` of server time, in order, without a hole."""
+    state = situation.state()
+    at_ns = low_ns
+    while at_ns < high_ns:
+        now_ms = at_ns // MS
+        decision = decide(situation.plan, situation.alerts, state, now_ms)
+        until_ns = high_ns if decision.until_ms is None else min(high_ns, decision.until_ms * MS)
+        until_ns = max(until_ns, min(high_ns, (now_ms + 1) * MS))
+        yield Stretch(at_ns, until_ns, decision, _tag(situation, decision, now_ms))
+        at_ns = until_ns
+
+
+def next_change_ms(situation: Situation, now_ms: int) -> int | None:
+    """When the decision changes by itself; None if never."""
+    return decide(situation.plan, situation.alerts, situation.state(), now_ms).until_ms
+
+
+def _tag(situation: Situation, decision: Decision, now_ms: int) -> Tag | None:
+    if decision.kind is DecisionKind.ALERT and decision.alert_id is not None:
+        alert = next(alert for alert in situation.alerts.alerts if alert.alert_id == decision.alert_id)
+        return Tag(
+            f"alert:{alert.alert_id}",
+            alert.issued_ms,
+            alert.expires_ms,
+            SourceKind.RECORDED,
+            asset=decision.asset,
+            is_alert=True,
+        )
+    if decision.entry_id is None:
+        return None
+    segment = segment_at(situation.plan, now_ms)
+    if segment is None:
+        return None
+    return Tag(
+        segment.entry_id,
+        segment.start_ms,
+        segment.end_ms,
+        SourceKind(segment.source),
+        asset=segment.asset,
+        stream=segment.stream if segment.asset is None else None,
+    )
+
+
+def gain_db(situation: Situation, decision: Decision, now_ms: int) -> float:
+    """The gain of a decision with the volume curve; an alert ignores the curve, nothing passes the station's limit."""
+    config = situation.config
+    if config is None or decision.kind is DecisionKind.ALERT:
+        return decision.gain_db
+    minute = (now_ms // 60_000 + config.utc_offset_min) % 1440
+    return min(config.max_gain_db, decision.gain_db + _volume_db(config.volume, minute))
+
+
+def _volume_db(steps: tuple[VolumeStep, ...], minute: int) -> float:
+    if not steps:
+        return 0.0
+    ordered = sorted(steps, key=lambda step: step.from_minute)
+    before = [step for step in ordered if step.from_minute <= minute]
+    return (before or ordered)[-1].gain_db  # before the day's first step, yesterday's last one holds
+
+
+def render(
+    situation: Situation, sources: Sources, low_ns: int, high_ns: int, samples: int, *, is_final: bool = True
+) -> list[Chunk]:
+    """`samples` samples of the sound card that cover `[low_ns, high_ns)` of server time, as chunks in order.
+
+    `is_final` False: the caller can wait for what is missing and will ask again.
+    """
+    chunks: list[Chunk] = []
+    per_sample_ns = (high_ns - low_ns) / samples
+    for stretch in stretches(situation, low_ns, high_ns):
+        first = round((stretch.start_ns - low_ns) / per_sample_ns)
+        last = round((stretch.end_ns - low_ns) / per_sample_ns)
+        if last <= first:
+            continue
+        at_ns = low_ns + round(first * per_sample_ns)
+        chunks.extend(_sound(situation, sources, stretch, at_ns, last - first, per_sample_ns, is_final))
+    return chunks
+
+
+def _sound(
+    situation: Situation,
+    sources: Sources,
+    stretch: Stretch,
+    at_ns: int,
+    samples: int,
+    per_sample_ns: float,
+    is_final: bool,
+) -> list[Chunk]:
+    decision, tag = stretch.decision, stretch.tag
+    step = per_sample_ns * SAMPLE_RATE_HZ * 1e-9
+    level = 10.0 ** (gain_db(situation, decision, stretch.start_ns // MS) / 20.0)
+    if decision.kind is DecisionKind.ALERT:
+        return _alert(situation, sources, decision, tag, at_ns, samples, step)
+    if decision.kind is DecisionKind.ASSET and decision.asset is not None:
+        moved_ns = at_ns - stretch.start_ns // MS * MS
+        position = decision.offset_ms * 48.0 + moved_ns * 48e-6
+        return _asset(sources.asset(decision.asset), decision.why, tag, at_ns, samples, step, position, level)
+    if decision.kind is DecisionKind.STREAM and decision.stream is not None:
+        return _stream(sources.stream(decision.stream), decision.why, tag, at_ns, samples, step, level, is_final)
+    return [Chunk(samples, at_ns, Sounding.SILENCE, decision.why, tag)]
+
+
+def _asset(
+    sound: AssetPcm | None,
+    why: Why,
+    tag: Tag | None,
+    at_ns: int,
+    samples: int,
+    step: float,
+    position: float,
+    level: float,
+) -> list[Chunk]:
+    low = max(0, int(np.floor(position)))
+    high = int(np.floor(position + step * samples)) + 2
+    pcm = sound.read(low, high) if sound is not None else None
+    if sound is None or pcm is None:
+        return [Chunk(samples, at_ns, Sounding.HOLE, why, tag)]
+    heard = samples
+    if sound.length is not None and position + step * samples > sound.length:
+        heard = min(samples, max(0, int((sound.length - position) / step)))
+    chunks = []
+    if heard:
+        out = _interpolate(pcm, position - low, step, heard, level)
+        chunks.append(Chunk(heard, at_ns, Sounding.SOUND, why, tag, out, heard < samples, is_inside=position > 48.0))
+    if heard < samples:
+        chunks.append(Chunk(samples - heard, at_ns + round(heard * step / 48e-6), Sounding.SILENCE, why, tag))
+    return chunks
+
+
+def _stream(
+    stream: StreamPcm | None,
+    why: Why,
+    tag: Tag | None,
+    at_ns: int,
+    samples: int,
+    step: float,
+    level: float,
+    is_final: bool,
+) -> list[Chunk]:
+    if stream is None:
+        return [Chunk(samples, at_ns, Sounding.HOLE, why, tag)]
+    pcm, low, mask, position = stream.read(at_ns, samples, step=step, is_final=is_final)
+    out = _interpolate(pcm, position - low, step, samples, level)
+    if mask is None or mask.all():
+        return [Chunk(samples, at_ns, Sounding.SOUND, why, tag, out, ends_softly=False)]
+    # The mask is by source sample; output sample i stands on source sample `position - low + i * step`.
+    index = np.minimum((position - low + step * np.arange(samples)).astype(np.int64), len(mask) - 1)
+    came = mask[index]
+    edges = [0, *(np.flatnonzero(np.diff(came)) + 1).tolist(), samples]
+    chunks = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        start_ns = at_ns + round(first * step / 48e-6)
+        if came[first]:
+            part = out[first:last].copy()
+            if last < samples:
+                ramp_down(part)
+            chunks.append(Chunk(last - first, start_ns, Sounding.SOUND, why, tag, part, ends_softly=last < samples))
+        else:
+            chunks.append(Chunk(last - first, start_ns, Sounding.HOLE, why, tag))
+    return chunks
+
+
+def _alert(
+    situation: Situation,
+    sources: Sources,
+    decision: Decision,
+    tag: Tag | None,
+    at_ns: int,
+    samples: int,
+    step: float,
+) -> list[Chunk]:
+    """An alert goes round: message, pause, message; by the wall clock, so that neighbouring poles do not echo."""
+    length_ms = situation.asset_ms.get(decision.asset, 0) if decision.asset is not None else ATTENTION_MS
+    length_ms = length_ms or ATTENTION_MS
+    start_ms = tag.start_ms if tag is not None else 0
+    period = (length_ms + ALERT_PAUSE_MS) * 48.0
+    chunks: list[Chunk] = []
+    done = 0
+    while done < samples:
+        now_ns = at_ns + round(done * step / 48e-6)
+        phase = max(0.0, (now_ns - start_ms * MS) * 48e-6) % period
+        left = (length_ms * 48.0 if phase < length_ms * 48.0 else period) - phase
+        part = min(samples - done, max(1, int(np.ceil(left / step))))
+        if phase >= length_ms * 48.0:
+            chunks.append(Chunk(part, now_ns, Sounding.SILENCE, decision.why, tag))
+        elif decision.asset is not None:
+            sound = sources.asset(decision.asset)
+            chunks.extend(_asset(sound, decision.why, tag, now_ns, part, step, phase, 1.0))
+        else:
+            out = _attention(phase + step * np.arange(part))
+            chunks.append(Chunk(part, now_ns, Sounding.SOUND, decision.why, tag, out, ends_softly=False))
+        done += part
+    return chunks
+
+
+def _attention(position: npt.NDArray[np.float64]) -> Pcm:
+    """Two tones that change four times a second: heard through traffic, and no pair of the test tones."""
+    second = position / SAMPLE_RATE_HZ
+    tone = np.where(np.floor(second * 4) % 2 == 0, 660.0, 880.0)
+    wave: Pcm = (12_000.0 * np.sin(2 * np.pi * tone * second)).astype(np.int16)
+    return wave
+
+
+def _interpolate(pcm: Pcm, offset: float, step: float, samples: int, level: float) -> Pcm:
+    """`samples` samples of `pcm` from the (fractional) `offset` on, `step` apart."""
+    wave = np.interp(offset + step * _GRID[:samples], _GRID[: len(pcm)], pcm)
+    if level != 1.0:
+        wave *= level
+        np.clip(wave, -32768.0, 32767.0, out=wave)
+    np.rint(wave, out=wave)
+    return wave.astype(np.int16)
+
+
+def ramp_down(pcm: Pcm) -> None:
+    """Fade the last 5 ms out, in place."""
+    count = min(RAMP_SAMPLES, len(pcm))
+    if count:
+        pcm[-count:] = (pcm[-count:] * _RAMP[::-1][-count:]).astype(np.int16)
+
+
+def ramp_up(pcm: Pcm) -> None:
+    """Fade the first 5 ms in, in place."""
+    count = min(RAMP_SAMPLES, len(pcm))
+    if count:
+        pcm[:count] = (pcm[:count] * _RAMP[:count]).astype(np.int16)
