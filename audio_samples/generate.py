@@ -73,8 +73,10 @@ SPEECH: dict[str, tuple[str, Voice]] = {
     ),
     "speech_introduction": ("Sau đây là chương trình phát thanh của xã. Mời bà con cùng nghe.", Voice.CENTRAL),
     "flood_warning_test": (
-        "Đây là bản thử. Mực nước sông đang lên nhanh, đã đạt 3,5 m. "
-        "Bà con vùng trũng chuẩn bị di dời đến nơi an toàn. Đây là bản thử, không phải báo động thật.",
+        (
+            "Đây là bản thử. Mực nước sông đang lên nhanh, đã đạt 3,5 m. "
+            "Bà con vùng trũng chuẩn bị di dời đến nơi an toàn. Đây là bản thử, không phải báo động thật."
+        ),
         Voice.NORTH,
     ),
 }

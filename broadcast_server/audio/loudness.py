@@ -8,6 +8,7 @@ True peaks (BS.1770 annex 2, four times oversampled) are looked for only where a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -120,7 +121,7 @@ class Meter:
             duration_ms=ms_of_samples(self._samples),
             integrated_lufs=None if measured is None else round(measured, 2),
             sample_peak_dbfs=round(peak_dbfs, 2),
-            gain_db=round(min(MOST_GAIN_DB, gain_db), 2),
+            gain_db=round(float(min(MOST_GAIN_DB, gain_db)), 2),
             silence_ms=int(silent.sum()) * 100,
             leading_silence_ms=100 * (runs[0][1] if runs and runs[0][0] == 0 else 0),
             trailing_silence_ms=100 * (runs[-1][1] if runs and sum(runs[-1]) == len(silent) else 0),
@@ -210,7 +211,7 @@ def made_good_db(powers: Samples, peaks: Samples, wished_db: float, *, ceiling_d
         limits, _ = _released(np.minimum(1.0, ceiling / np.maximum(peaks.astype(np.float64) * gain, 1e-9)), 1.0)
         around = np.minimum(limits, np.minimum(np.append(limits[1:], 1.0), np.append(1.0, limits[:-1])))
         applied = (limits + around) / 2.0
-        lost_db = -10.0 * np.log10(float((powers * applied**2)[loud].sum()) / whole)
+        lost_db = -10.0 * math.log10(float((powers * applied**2)[loud].sum()) / whole)
         short_db = wished_db - (gain_db - lost_db)
         if abs(short_db) < 0.05:
             break

@@ -12,10 +12,11 @@ too_long, too_costly, silent. A full disk is `Unavailable("disk_full")`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import IO, Final
 import av
 
 from broadcast_server.audio.assets import AssetStore, StoredAsset
-from broadcast_server.audio.ffmpeg import FileFormat, Limits, Sandbox, decode_file_argv, probe_argv
+from broadcast_server.audio.ffmpeg import FileFormat, Limits, Sandbox, concat_files_argv, decode_file_argv, probe_argv
 from broadcast_server.audio.formats import (
     FRAME_BYTES,
     FRAME_SAMPLES,
@@ -51,6 +52,9 @@ _PROBE_TIMEOUT_S: Final = 20.0
 _DECODE_TIMEOUT_S: Final = 300.0
 _PROBE_LIMITS: Final = Limits(cpu_s=10, file_bytes=0)
 _DECODE_LIMITS: Final = Limits(cpu_s=240, file_bytes=(LONGEST_S + 2) * SAMPLE_RATE_HZ * SAMPLE_BYTES)
+# How much less than declared may come out: encoder delay and rounding, where the format counts in frames.
+_EXACT_FORMATS: Final = frozenset({FileFormat.WAV, FileFormat.FLAC, FileFormat.OGG})
+_EXACT_SHORT_S: Final = 0.05
 _SHORT_S: Final = 0.25
 _SHORT_SHARE: Final = 0.005
 
@@ -73,21 +77,74 @@ async def prepare(
     kbps: int = KBPS,
 ) -> Prepared:
     """The upload at `source`, a name made by us, as an asset. Raises as the module says; `source` is left alone."""
+    async with _decoded(source, assets, sandbox, executor, longest_s) as pcm:
+        prepared = await executor.run(_finish, pcm, assets, kbps)
+    log.info("asset.prepared", hash=prepared.asset.hash, duration_ms=prepared.asset.duration_ms)
+    return prepared
+
+
+async def decode_pcm(
+    source: Path, *, assets: AssetStore, sandbox: Sandbox, executor: Executor, longest_s: int
+) -> bytes:
+    """The upload at `source` as PCM in memory, with the same checks: material for the studio, so of minutes."""
+    async with _decoded(source, assets, sandbox, executor, longest_s) as pcm:
+        return await executor.run(_read_all, pcm)
+
+
+async def prepare_joined(
+    hashes: Sequence[str],
+    *,
+    assets: AssetStore,
+    sandbox: Sandbox,
+    executor: Executor,
+    longest_s: int = LONGEST_S,
+    kbps: int = KBPS,
+) -> Prepared:
+    """Assets one after the other as one asset: material too long for the studio, streamed through one ffmpeg."""
+    sources = [assets.path(content_hash) for content_hash in hashes]
+    if not sources:
+        raise Invalid("no_sound", field="items")
+    names = sandbox.names(sources)
+    with assets.scratch() as pcm:
+        argv = concat_files_argv(
+            [(name, FileFormat.OGG) for name in names], longest_s=longest_s + 1, output=f"pipe:{pcm.fileno()}"
+        )
+        await _run_decoder(argv, sources, sandbox, pcm, FileFormat.OGG)
+        if _pcm_s(pcm) > longest_s:
+            raise Invalid("too_long", field="items", longest_s=longest_s)
+        return await executor.run(_finish, pcm, assets, kbps)
+
+
+@contextlib.asynccontextmanager
+async def _decoded(
+    source: Path, assets: AssetStore, sandbox: Sandbox, executor: Executor, longest_s: int
+) -> AsyncIterator[IO[bytes]]:
     kind = await executor.run(recognise, source)
     declared_s = await _probe(source, kind, sandbox)
     if declared_s is not None and declared_s > longest_s:
         raise Invalid("too_long", field="file", longest_s=longest_s, declared_s=round(declared_s))
-    expected_s = min(declared_s or 0.0, float(longest_s))
-    with assets.scratch(needs_bytes=round(expected_s * SAMPLE_RATE_HZ) * SAMPLE_BYTES) as pcm:
-        await _decode(source, kind, sandbox, pcm, longest_s)
-        decoded_s = os.fstat(pcm.fileno()).st_size / SAMPLE_BYTES / SAMPLE_RATE_HZ
+    with assets.scratch(needs_bytes=round((declared_s or 0.0) * SAMPLE_RATE_HZ) * SAMPLE_BYTES) as pcm:
+        [name] = sandbox.names([source])
+        argv = decode_file_argv(name, kind, longest_s=longest_s + 1, output=f"pipe:{pcm.fileno()}")
+        await _run_decoder(argv, [source], sandbox, pcm, kind)
+        decoded_s = _pcm_s(pcm)
         if decoded_s > longest_s:
             raise Invalid("too_long", field="file", longest_s=longest_s)
-        if declared_s is not None and decoded_s < declared_s - max(_SHORT_S, declared_s * _SHORT_SHARE):
+        if declared_s is not None and decoded_s < declared_s - _slack_s(kind, declared_s):
             raise Invalid("truncated", field="file", declared_s=round(declared_s, 1), decoded_s=round(decoded_s, 1))
-        prepared = await executor.run(_finish, pcm, assets, kbps)
-    log.info("asset.prepared", hash=prepared.asset.hash, format=kind.value, duration_ms=prepared.asset.duration_ms)
-    return prepared
+        yield pcm
+
+
+def _slack_s(kind: FileFormat, declared_s: float) -> float:
+    return _EXACT_SHORT_S if kind in _EXACT_FORMATS else max(_SHORT_S, declared_s * _SHORT_SHARE)
+
+
+def _pcm_s(pcm: IO[bytes]) -> float:
+    return os.fstat(pcm.fileno()).st_size / SAMPLE_BYTES / SAMPLE_RATE_HZ
+
+
+def _read_all(pcm: IO[bytes]) -> bytes:
+    return os.pread(pcm.fileno(), os.fstat(pcm.fileno()).st_size, 0)
 
 
 async def prepare_pcm(pcm: bytes, *, assets: AssetStore, executor: Executor, kbps: int = KBPS) -> Prepared:
@@ -199,13 +256,14 @@ async def _probe(source: Path, kind: FileFormat, sandbox: Sandbox) -> float | No
     return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
 
 
-async def _decode(source: Path, kind: FileFormat, sandbox: Sandbox, pcm: IO[bytes], longest_s: int) -> None:
-    """Fill `pcm`, cut one second after the cap. The child writes the file itself; no byte passes through us."""
-    [name] = sandbox.names([source])
+async def _run_decoder(
+    argv: Sequence[str], sources: Sequence[Path], sandbox: Sandbox, pcm: IO[bytes], kind: FileFormat
+) -> None:
+    """Fill `pcm`, which a cap cuts one second after the longest. The child writes it; no byte passes through us."""
     child = sandbox.child(
-        decode_file_argv(name, kind, longest_s=longest_s + 1, output=f"pipe:{pcm.fileno()}"),
+        argv,
         name="audio.decode",
-        reads=[source],
+        reads=sources,
         limits=_DECODE_LIMITS,
         stdout=False,
         pass_fds=[pcm.fileno()],

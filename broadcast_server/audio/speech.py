@@ -309,6 +309,9 @@ def _phones(text: str) -> str:
 
 _DAY: Final = r"(?P<day>0?[1-9]|[12]\d|3[01])"
 _MONTH: Final = r"(?P<month>0?[1-9]|1[0-2])"
+_DATE_AFTER: Final = (
+    r"ngày|mùng|mồng|rằm|hôm nay|hôm|sáng|trưa|chiều|tối|đêm|từ|đến|hết|trước|sau|và|kỷ niệm|dịp|lễ|quốc khánh"
+)
 _MONTH_NAMES: Final = {4: "tư"}
 
 
@@ -329,7 +332,7 @@ def _dates(text: str) -> str:
     def month_year(match: re.Match[str]) -> str:
         return f"{_month(match['month'])} năm {read_number(int(match['year']))}"
 
-    cue = r"(?P<cue>\b(?i:ngày|mùng|mồng|rằm|hôm nay|hôm|sáng|trưa|chiều|tối|đêm|từ|đến|hết|trước|sau|và|kỷ niệm|dịp|lễ|quốc khánh)\s+)?"
+    cue = rf"(?P<cue>\b(?i:{_DATE_AFTER})\s+)?"
     text = re.sub(rf"{cue}\b{_DAY}(?P<sep>[/.-]){_MONTH}(?P=sep)(?P<year>[12]\d{{3}})\b", full, text)
     text = re.sub(rf"{cue.rstrip('?')}{_DAY}/{_MONTH}\b(?![/\d])", short, text)
     text = re.sub(rf"(?P<cue>)(?<![\d/.,-]){_DAY}/{_MONTH}\b(?![/\d])", improper, text)
