@@ -160,6 +160,16 @@ def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> fr
     return frozenset(unit_id for role, unit_id in people.grants_at(session, actor.user_id, at) if action in MAY[role])
 
 
+def roots(
+    session: Session, actor: Actor, action: Action, unit_id: str | None, *, at: datetime
+) -> frozenset[str] | None:
+    """The roots a list is for: the asked unit if the actor may, else `scope`. Raises as `authorize` does."""
+    if unit_id is None:
+        return scope(session, actor, action, at=at)
+    authorize(session, actor, action, unit_id, at=at)
+    return frozenset({unit_id})
+
+
 def actor_of_token(session: Session, secret: str, now: datetime) -> Actor:
     """Whose bearer token this is. Raises `Refused("token_unknown")`, whatever is wrong with it."""
     found = people.user_of_token(session, secret, now)

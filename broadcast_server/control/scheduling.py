@@ -573,7 +573,7 @@ async def list_schedules(desk: Desk, actor: Actor, query: ScheduleQuery) -> list
     now = desk.clock.now()
 
     def work(session: Session) -> list[ScheduleView]:
-        roots = visible_roots(session, actor, query.unit_id, now)
+        roots = access.roots(session, actor, Action.READ, query.unit_id, at=now)
         rows = schedules.list_schedules(
             session,
             roots,
@@ -590,16 +590,6 @@ async def list_schedules(desk: Desk, actor: Actor, query: ScheduleQuery) -> list
         return [_view(row, targets.get(row.id, ()), exceptions[row.id]) for row in rows]
 
     return await desk.store.read(work)
-
-
-def visible_roots(
-    session: Session, actor: Actor, unit_id: str | None, now: datetime, action: Action = Action.READ
-) -> frozenset[str] | None:
-    """The roots a list is for: the asked unit, else wherever the actor may look; None: everywhere."""
-    if unit_id is not None:
-        access.authorize(session, actor, action, unit_id, at=now)
-        return frozenset({unit_id})
-    return access.scope(session, actor, action, at=now)
 
 
 # -- guards -----------------------------------------------------------------------------------------------------------
