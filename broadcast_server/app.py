@@ -237,7 +237,7 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
     alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=housekeeping.jobs())
 
     def planned(desired: Desired) -> None:
-        paths.tree = desired.tree
+        paths.tree = desired.fleet.tree
         judge.planned(desired)
         alarms.set_edge(desired.next_edge(clock.now()))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain.clock import Chance, Clock
@@ -21,10 +21,10 @@ from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
 from broadcast_server.playout.inbox import Heard
-from broadcast_server.playout.planner import Desired, Planner, Trouble
+from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
 from broadcast_server.relay.engine import Engine, FeedKind, StreamSpec
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import leases, outbox, places, plans, sequences
+from broadcast_server.store import leases, outbox, plans, sequences
 from broadcast_server.store.plans import PublishedPlan, Seat
 from broadcast_server.store.session import Session, Store
 
@@ -39,6 +39,7 @@ SLICE: Final = 500
 STREAM_LEAD: Final = timedelta(seconds=12)
 STREAM_TAIL: Final = timedelta(seconds=6)
 BROADCASTS_AHEAD: Final = timedelta(hours=26)
+NOTE_ALL_EVERY: Final = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Conductor:
         self._ear = store.doorbell.ear()
         self._epoch = 0
         self._must_rise_above = 0
+        self._lease: leases.Lease | None = None
         self._renewed_s = 0.0
         self._has_looked = False
         self._published: dict[str, PublishedPlan] = {}
@@ -84,7 +86,10 @@ class Conductor:
         self._must_plan = True
         self._planned_s = 0.0
         self._overdue_s = 0.0
-        self._noted: tuple[object, ...] = ()
+        self._noted: frozenset[str] = frozenset()
+        self._note_all_at = datetime.min.replace(tzinfo=UTC)
+        self._named: frozenset[tuple[str, str, str]] | None = None
+        self._configured: Fleet | None = None
         self.desired: Desired | None = None
         self.on_planned: Callable[[Desired], None] = lambda _: None
         bus.on_connected(self._broker_is_back)
@@ -126,8 +131,8 @@ class Conductor:
         try:
             desired = await self._plan(now)
             await self._publish_keys(desired, now)
-            await self._publish_states(desired, now)
             await self._publish_plans(desired, now)
+            await self._publish_states(desired, now)
             self._must_refill = False
             await self._publish_overdue(desired, now)
             await self._send_orders(now)
@@ -139,9 +144,11 @@ class Conductor:
 
     async def close(self) -> None:
         """Give the lease back, so that another may lead at once."""
-        if self._epoch:
-            await self._store.begin(lambda session: leases.release(session, LEASE, self._name), ring=False)
+        lease, self._lease = self._lease, None
+        if lease is not None:
             self._epoch = 0
+            now = self._clock.now()
+            await self._store.begin(lambda session: leases.release(session, lease, now=now), ring=False)
 
     # -- leadership
 
@@ -151,24 +158,27 @@ class Conductor:
             return True
         above, self._must_rise_above = self._must_rise_above, 0
 
-        def take(session: Session) -> int | None:
-            if above:
-                leases.raise_above(session, LEASE, above)
-            held = leases.acquire(session, LEASE, self._name, now=self._clock.now(), ttl_s=self._lease_s)
-            return None if held is None else held.epoch
+        now = self._clock.now()
 
-        epoch = await self._store.begin(take, ring=False)
+        def take(session: Session) -> leases.Lease | None:
+            held = leases.acquire(session, LEASE, self._name, now=now, ttl=timedelta(seconds=self._lease_s))
+            if held is not None and above:
+                leases.raise_above(session, LEASE, above, now=now)
+                held = leases.renew(session, held, now=now, ttl=timedelta(seconds=self._lease_s))
+            return held
+
+        self._lease = await self._store.begin(take, ring=False)
         self._has_looked = True
-        if epoch is None:
+        if self._lease is None:
             if self._epoch:
                 log.warning("leader.lost", epoch=self._epoch)
             self._epoch = 0
             await self._engine.reconcile({})
             return False
         self._renewed_s = now_s
-        if epoch != self._epoch:
-            log.info("leader.elected", epoch=epoch, name=self._name)
-            self._epoch = epoch
+        if self._lease.epoch != self._epoch:
+            log.info("leader.elected", epoch=self._lease.epoch, name=self._name)
+            self._epoch = self._lease.epoch
             self._published = await self._store.read(plans.published)
             self._must_refill = self._must_plan = True
         return True
@@ -199,26 +209,32 @@ class Conductor:
         return desired
 
     async def _note(self, desired: Desired, now: datetime) -> None:
-        """Write what was planned where people and judges look: coming broadcasts and named conflicts."""
-        rows = _broadcast_rows(desired, now)
+        """Write what was planned where people and judges look: coming broadcasts and named conflicts.
+
+        Only what changed is written: the broadcasts of plans that are new, and from time to time those that come near.
+        """
+        if now >= self._note_all_at:
+            self._noted, self._note_all_at = frozenset(), now + NOTE_ALL_EVERY
+        rows = _broadcast_rows(desired, [each for each in desired.targets if each.sha256 not in self._noted], now)
         conflicts = _conflict_rows(desired.troubles)
-        noted = (tuple(tuple(row.items()) for row in rows), tuple((row["subject"], row["kind"]) for row in conflicts))
-        if noted == self._noted:
-            return
-        ids = [self._chance.new_id() for _ in conflicts]
+        named = frozenset((row["schedule_id"], row["kind"], row["subject"]) for row in conflicts)
+        if rows or named != self._named:
+            ids = [self._chance.new_id() for _ in conflicts]
 
-        def write(session: Session) -> None:
-            plans.record_broadcasts(session, rows)
-            plans.note_conflicts(
-                session, [{**row, "id": fresh} for row, fresh in zip(conflicts, ids, strict=True)], now=now
-            )
+            def write(session: Session) -> None:
+                plans.record_broadcasts(session, rows)
+                if named != self._named:
+                    plans.note_conflicts(
+                        session, [{**row, "id": fresh} for row, fresh in zip(conflicts, ids, strict=True)], now=now
+                    )
 
-        await self._store.begin(write, ring=False)
-        self._noted = noted
+            await self._store.begin(write, ring=False)
+        self._noted = frozenset(target.sha256 for target in desired.targets)
+        self._named = named
 
     async def _publish_plans(self, desired: Desired, now: datetime) -> None:
         wanted = [
-            (seat, target.packed, target.sha256, target.digest)
+            (seat, target)
             for target in desired.targets
             for seat in target.seats
             if self._must_refill or not self._is_published(seat, target.sha256, desired.window.end)
@@ -235,21 +251,19 @@ class Conductor:
             and plan.valid_until == valid_until
         )
 
-    async def _send_plans(
-        self, desired: Desired, wanted: Sequence[tuple[Seat, bytes, str, str]], now: datetime
-    ) -> None:
+    async def _send_plans(self, desired: Desired, wanted: Sequence[tuple[Seat, TargetPlan]], now: datetime) -> None:
         epoch = self._epoch
-        bodies = {sha256: (sha256, packed, digest) for _, packed, sha256, digest in wanted}
+        bodies = {target.sha256: target.packed for _, target in wanted}
 
         def number(session: Session) -> tuple[int, dict[str, PublishedPlan]]:
             sequence = sequences.take(session, "plan")
             fresh = {
                 seat.node_id: PublishedPlan(
-                    sha256, epoch, sequence, desired.window.start, desired.window.end, now, None
+                    target.sha256, epoch, sequence, desired.window.start, desired.window.end, now, None
                 )
-                for seat, _, sha256, _ in wanted
+                for seat, target in wanted
             }
-            plans.record_published(session, fresh, list(bodies.values()), now=now)
+            plans.record_published(session, fresh, list(bodies.items()), now=now)
             plans.drop_unused_bodies(session)
             return sequence, fresh
 
@@ -259,13 +273,13 @@ class Conductor:
                 wire.PlanToSend(
                     node_id=seat.node_id,
                     unit_id=seat.unit_id,
-                    packed=packed,
+                    packed=target.packed,
                     valid_from=desired.window.start,
                     valid_until=desired.window.end,
                     epoch=epoch,
                     sequence=sequence,
                 )
-                for seat, packed, _, _ in wanted[start : start + SLICE]
+                for seat, target in wanted[start : start + SLICE]
             ]
             await self._bus.publish_many(await wire.plan_messages(self._signer, to_send, now=now), retain=True)
         self._published.update(fresh)
@@ -278,12 +292,7 @@ class Conductor:
             return
         self._overdue_s = now_s
         late = set(await self._store.read(lambda session: plans.overdue(session, published_before=now - OVERDUE_AFTER)))
-        wanted = [
-            (seat, target.packed, target.sha256, target.digest)
-            for target in desired.targets
-            for seat in target.seats
-            if seat.node_id in late
-        ]
+        wanted = [(seat, target) for target in desired.targets for seat in target.seats if seat.node_id in late]
         if wanted:
             log.warning("plans.unacknowledged", nodes=len(wanted))
             await self._send_plans(desired, wanted, now)
@@ -291,9 +300,9 @@ class Conductor:
     # -- keys, configs, alerts
 
     async def _publish_keys(self, desired: Desired, now: datetime) -> None:
-        on = places.local_date(now)
-        own = frozenset(seat.unit_id for target in desired.targets for seat in target.seats)
-        units = frozenset(place for unit in own for place in desired.tree.ancestors(unit, on))
+        fleet = desired.fleet
+        own = frozenset(seat.unit_id for seat in fleet.seats)
+        units = frozenset(place for unit in own for place in fleet.tree.ancestors(unit, fleet.on))
         if units == self._key_units and not self._must_refill:
             return
         self._speak_for(sorted(units))
@@ -305,44 +314,42 @@ class Conductor:
             lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
         )
         states = [wire.alert_set(unit, alerts.get(unit, ()), latches.get(unit)) for unit in sorted(self._key_units)]
-        states += self._configs(desired, now)
+        if self._must_refill or self._configured is not desired.fleet:
+            states += self._configs(desired.fleet)
         changed = [state for state in states if self._must_refill or self._states.get(state.topic) != state.body]
-        if not changed:
-            return
-        sequence = await self._store.begin(lambda session: sequences.take(session, "state"), ring=False)
-        for start in range(0, len(changed), SLICE):
-            part = changed[start : start + SLICE]
-            await self._bus.publish_many(
-                await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence),
-                retain=True,
-            )
-        self._states = {state.topic: state.body for state in states}
-
-    def _configs(self, desired: Desired, now: datetime) -> list[wire.StateToSend]:
-        on = places.local_date(now)
-        paths: dict[str, tuple[str, ...]] = {}
-        found = []
-        for target in desired.targets:
-            for seat in target.seats:
-                path = paths.get(seat.unit_id)
-                if path is None:
-                    path = paths[seat.unit_id] = desired.tree.ancestors(seat.unit_id, on)
-                policy = desired.policies[seat.unit_id]
-                found.append(
-                    wire.node_config(
-                        seat.node_id,
-                        seat.unit_id,
-                        path=path,
-                        cluster_id=seat.cluster_id,
-                        groups=(),
-                        quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
-                        max_gain_db=policy.max_gain_db,
-                        cluster_config=seat.config,
-                        assets_url=self._facts.assets_url,
-                        status_interval_s=self._facts.status_interval_s,
-                    )
+        if changed:
+            sequence = await self._store.begin(lambda session: sequences.take(session, "state"), ring=False)
+            for start in range(0, len(changed), SLICE):
+                part = changed[start : start + SLICE]
+                await self._bus.publish_many(
+                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence),
+                    retain=True,
                 )
-        return found
+            self._states.update((state.topic, state.body) for state in changed)
+        self._configured = desired.fleet
+
+    def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
+        paths = {seat.unit_id: fleet.tree.ancestors(seat.unit_id, fleet.on) for seat in fleet.seats}
+        groups: dict[str, list[str]] = {}
+        for group_id in sorted(fleet.groups):
+            for cluster_id in fleet.groups[group_id]:
+                groups.setdefault(cluster_id, []).append(group_id)
+        return [
+            wire.node_config(
+                seat.node_id,
+                seat.unit_id,
+                path=paths[seat.unit_id],
+                cluster_id=seat.cluster_id,
+                groups=groups.get(seat.cluster_id, ()),
+                quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
+                max_gain_db=policy.max_gain_db,
+                cluster_config=seat.config,
+                assets_url=self._facts.assets_url,
+                status_interval_s=self._facts.status_interval_s,
+            )
+            for seat in fleet.seats
+            for policy in (fleet.policies[seat.unit_id],)
+        ]
 
     # -- orders
 
@@ -403,10 +410,10 @@ class Conductor:
 LEASE: Final = "conductor"
 
 
-def _broadcast_rows(desired: Desired, now: datetime) -> list[dict[str, Any]]:
-    """The occurrences that begin soon enough to be judged soon, each once."""
+def _broadcast_rows(desired: Desired, targets: Sequence[TargetPlan], now: datetime) -> list[dict[str, Any]]:
+    """The occurrences in these plans that begin soon enough to be judged soon, each once."""
     rows: dict[str, dict[str, Any]] = {}
-    for target in desired.targets:
+    for target in targets:
         for segment in target.plan.segments:
             if segment.start > now + BROADCASTS_AHEAD or segment.end < now - BROADCASTS_AHEAD:
                 continue

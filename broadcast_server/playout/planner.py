@@ -15,10 +15,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any, Final
 
-from broadcast_server.domain import plan as planning
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain import timeline
 from broadcast_server.domain.clock import LOCAL, Window
@@ -33,6 +32,8 @@ from broadcast_server.store.session import Session
 from broadcast_server.store.words import ConflictKind
 
 LEAD_IN: Final = timedelta(days=1)
+
+_Targets = tuple[tuple[Target, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,53 @@ class TargetPlan:
     plan: Plan
     packed: bytes
     sha256: str
-    digest: str
     seats: tuple[Seat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSet:
+    """Nodes that hear the same under the same rules: the targets they fall under, policy and quiet hours of their own."""
+
+    targets: _Targets
+    policy: StationPolicy
+    quiet: tuple[QuietHours, ...]
+    seats: tuple[Seat, ...]
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Places and seats, kept while their mark holds."""
+
+    mark: tuple[object, ...]
+    on: date
+    tree: PlaceTree
+    seats: tuple[Seat, ...]
+    clusters: Mapping[str, str]
+    groups: Mapping[str, Iterable[str]]
+    policies: Mapping[str, StationPolicy]
+    """The policy in force for each unit that has seats."""
+    _reached: dict[tuple[Target, ...], frozenset[str]] = field(default_factory=dict)
+    _sets: tuple[_Targets, tuple[TargetSet, ...]] | None = None
+
+    def sets_of(self, named: _Targets) -> tuple[TargetSet, ...]:
+        """The seats, parted by which of the `named` targets they fall under; kept while the names stay the same."""
+        if self._sets is None or self._sets[0] != named:
+            self._sets = (named, self._part(named))
+        return self._sets[1]
+
+    def _part(self, named: _Targets) -> tuple[TargetSet, ...]:
+        of_cluster: dict[str, list[tuple[Target, ...]]] = {}
+        for targets in named:
+            if targets not in self._reached:
+                self._reached[targets] = clusters_of(targets, self.tree, self.clusters, self.groups, self.on)
+            for cluster in self._reached[targets]:
+                of_cluster.setdefault(cluster, []).append(targets)
+        seated: dict[tuple[_Targets, StationPolicy, tuple[QuietHours, ...]], list[Seat]] = {}
+        for seat in self.seats:
+            policy = self.policies[seat.unit_id]
+            quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
+            seated.setdefault((tuple(of_cluster.get(seat.cluster_id, ())), policy, quiet), []).append(seat)
+        return tuple(TargetSet(*key, tuple(seats)) for key, seats in seated.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +114,7 @@ class Desired:
     targets: tuple[TargetPlan, ...]
     entries: Mapping[str, ScheduledEntry]
     troubles: tuple[Trouble, ...]
-    tree: PlaceTree
-    policies: Mapping[str, StationPolicy]
-    """The policy in force for each unit that has seats."""
+    fleet: Fleet
 
     def next_edge(self, now: datetime) -> datetime | None:
         """The next instant after `now` at which something begins or ends."""
@@ -84,19 +128,6 @@ class Desired:
         return min(edges, default=None)
 
 
-@dataclass(slots=True)
-class _Fleet:
-    """Places and seats, kept while their mark holds."""
-
-    mark: tuple[object, ...]
-    tree: PlaceTree
-    seats: tuple[Seat, ...]
-    clusters: Mapping[str, str]
-    groups: Mapping[str, Iterable[str]]
-    policies: Mapping[str, StationPolicy]
-    reached: dict[tuple[Target, ...], frozenset[str] | None] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class _Known:
     """A set's last result and what it was made of."""
@@ -105,11 +136,7 @@ class _Known:
     plan: Plan
     packed: bytes
     sha256: str
-    digest: str
     troubles: tuple[Trouble, ...]
-
-
-_SetKey = tuple[tuple[int, ...], StationPolicy, tuple[QuietHours, ...]]
 
 
 class Planner:
@@ -118,8 +145,9 @@ class Planner:
     def __init__(self, *, plan_days: int) -> None:
         """`plan_days`: days of plan that nodes hold, today included."""
         self._plan_days = plan_days
-        self._fleet: _Fleet | None = None
-        self._known: dict[tuple[Any, ...], _Known] = {}
+        self._fleet: Fleet | None = None
+        self._known: dict[tuple[object, ...], _Known] = {}
+        self._expander = schedules.Expander()
 
     def window(self, now: datetime) -> Window:
         """From local midnight of today, `plan_days` days."""
@@ -132,44 +160,42 @@ class Planner:
         """Everything that should sound in the window, for every node there is."""
         window = self.window(now)
         fleet = self._look_at_fleet(session, now)
-        entries = schedules.load_entries(session, Window(window.start - LEAD_IN, window.end), now)
-        bundles, troubles = self._bundle(fleet, entries, now)
-        known: dict[tuple[Any, ...], _Known] = {}
-        seated: dict[tuple[Any, ...], list[Seat]] = {}
-        for seat in fleet.seats:
-            key = self._set_key(fleet, seat, bundles)
-            seated.setdefault(key, []).append(seat)
+        entries = self._expander.load(session, Window(window.start - LEAD_IN, window.end), now)
+        bundles, troubles = _bundle(entries, now)
+        known: dict[tuple[object, ...], _Known] = {}
         targets = []
-        for key, seats in seated.items():
-            numbers, policy, quiet = key
-            mine = tuple(entry for number in numbers for entry in bundles.entries[number])
-            memo = (window, tuple(bundles.targets[number] for number in numbers), policy, quiet)
+        for target_set in fleet.sets_of(tuple(bundles)):
+            mine = tuple(entry for targets_named in target_set.targets for entry in bundles[targets_named])
+            memo = (window, target_set.targets, target_set.policy, target_set.quiet)
             before = self._known.get(memo)
-            made = before if before is not None and before.entries == mine else _make(mine, window, policy, quiet)
+            if before is not None and before.entries == mine:
+                made = before
+            else:
+                made = _make(mine, window, target_set.policy, target_set.quiet)
             known[memo] = made
             troubles += (trouble for trouble in made.troubles if trouble.until > now)
-            targets.append(TargetPlan(made.plan, made.packed, made.sha256, made.digest, tuple(seats)))
+            targets.append(TargetPlan(made.plan, made.packed, made.sha256, target_set.seats))
         self._known = known
         return Desired(
             window=window,
             targets=tuple(targets),
             entries={entry.entry.id: entry for entry in entries},
             troubles=tuple(troubles),
-            tree=fleet.tree,
-            policies=fleet.policies,
+            fleet=fleet,
         )
 
     # -- who hears what
 
-    def _look_at_fleet(self, session: Session, now: datetime) -> _Fleet:
+    def _look_at_fleet(self, session: Session, now: datetime) -> Fleet:
         on = places.local_date(now)
         mark = (on, *plans.fleet_mark(session))
         if self._fleet is None or self._fleet.mark != mark:
             tree = places.load_tree(session)
             seats = plans.seats(session)
             stated = {unit: policies.policy_from_dict(body) for unit, body in plans.policies(session).items()}
-            self._fleet = _Fleet(
+            self._fleet = Fleet(
                 mark=mark,
+                on=on,
                 tree=tree,
                 seats=seats,
                 clusters=places.cluster_units(session),
@@ -181,50 +207,24 @@ class Planner:
             )
         return self._fleet
 
-    def _bundle(
-        self, fleet: _Fleet, entries: Sequence[ScheduledEntry], now: datetime
-    ) -> tuple[_Bundles, list[Trouble]]:
-        on = places.local_date(now)
-        bundles = _Bundles()
-        troubles: list[Trouble] = []
-        for entry in entries:
-            if entry.blocked is not None:
-                if entry.entry.end > now:
-                    facts = {"subject": entry.blocked.subject, **entry.blocked.facts}
-                    troubles.append(_trouble(entry, entry.blocked.kind, facts))
-                continue
-            bundles.add(entry)
-        for targets in bundles.targets:
-            if targets not in fleet.reached:
-                fleet.reached[targets] = clusters_of(targets, fleet.tree, fleet.clusters, fleet.groups, on)
-        for number, targets in enumerate(bundles.targets):
-            for cluster in fleet.reached[targets] or ():
-                bundles.of_cluster.setdefault(cluster, []).append(number)
-        return bundles, troubles
 
-    def _set_key(self, fleet: _Fleet, seat: Seat, bundles: _Bundles) -> _SetKey:
-        policy = fleet.policies[seat.unit_id]
-        quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
-        return (tuple(bundles.of_cluster.get(seat.cluster_id, ())), policy, quiet)
-
-
-class _Bundles:
-    """Entries by the exact targets they name, in order of first appearance."""
-
-    def __init__(self) -> None:
-        self.targets: list[tuple[Target, ...]] = []
-        self.entries: list[list[ScheduledEntry]] = []
-        self.of_cluster: dict[str, list[int]] = {}
-        self._numbers: dict[tuple[Target, ...], int] = {}
-
-    def add(self, entry: ScheduledEntry) -> None:
-        """Put an entry to those of the same targets."""
-        number = self._numbers.get(entry.targets)
-        if number is None:
-            number = self._numbers[entry.targets] = len(self.targets)
-            self.targets.append(entry.targets)
-            self.entries.append([])
-        self.entries[number].append(entry)
+def _bundle(
+    entries: Sequence[ScheduledEntry], now: datetime
+) -> tuple[dict[tuple[Target, ...], list[ScheduledEntry]], list[Trouble]]:
+    """Entries by the exact targets they name; what is blocked comes out as trouble."""
+    bundles: dict[tuple[Target, ...], list[ScheduledEntry]] = {}
+    by_identity: dict[int, list[ScheduledEntry]] = {}  # the entries of one schedule share one tuple of targets
+    troubles: list[Trouble] = []
+    for entry in entries:
+        if entry.blocked is not None:
+            if entry.entry.end > now and entry.blocked.kind in plans.PLANNED_CONFLICTS:
+                troubles.append(_trouble(entry, entry.blocked.kind, entry.blocked.facts))
+            continue
+        bundle = by_identity.get(id(entry.targets))
+        if bundle is None:
+            bundle = by_identity[id(entry.targets)] = bundles.setdefault(entry.targets, [])
+        bundle.append(entry)
+    return bundles, troubles
 
 
 def _make(
@@ -258,7 +258,6 @@ def _make(
         plan=plan,
         packed=packed,
         sha256=hashlib.sha256(packed).hexdigest(),
-        digest=planning.digest(plan),
         troubles=tuple(troubles),
     )
 

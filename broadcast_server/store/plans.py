@@ -93,21 +93,18 @@ def bodies(session: Session, hashes: Iterable[str]) -> dict[str, bytes]:
 def record_published(
     session: Session,
     plans: Mapping[str, PublishedPlan],
-    new_bodies: Sequence[tuple[str, bytes, str]],
+    new_bodies: Sequence[tuple[str, bytes]],
     *,
     now: datetime,
 ) -> None:
     """Write down what is about to be sent, before it is sent: a number that left must never be given again.
 
-    `new_bodies`: `(sha256, packed, digest of the domain plan)`.
+    `new_bodies`: `(sha256, packed)`.
     """
     upsert(
         session,
         PlanBodyRow,
-        [
-            {"sha256": sha256, "packed": packed, "digest": digest, "created_at": now}
-            for sha256, packed, digest in new_bodies
-        ],
+        [{"sha256": sha256, "packed": packed, "created_at": now} for sha256, packed in new_bodies],
     )
     upsert(
         session,

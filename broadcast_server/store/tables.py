@@ -463,8 +463,6 @@ class PlanBodyRow(Base):
     __tablename__ = "plan_bodies"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     packed: Mapped[bytes] = mapped_column(LargeBinary)
-    digest: Mapped[str] = mapped_column(String(64))
-    """Digest of the domain plan (`domain.plan.digest`)."""
     created_at: Mapped[datetime]
 
 

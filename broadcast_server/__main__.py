@@ -1,0 +1,7 @@
+"""`python -m broadcast_server`."""
+
+from __future__ import annotations
+
+from broadcast_server.cli import main
+
+main()

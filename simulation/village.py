@@ -1,0 +1,221 @@
+"""A whole village on this machine, through public doors only: the real server, stations, and speaker nodes as processes.
+
+The demo, the end-to-end tests and the benchmarks stand on it. Everything listens on 127.0.0.1 on free ports, is started by
+us and stopped by its process id. What is asked of the server is asked over its command line and its REST interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+
+from broadcast_server.supervise import Child
+
+PROVINCE: Final = "tinh-mo-phong"
+COMMUNE: Final = "xa-mo-phong"
+PULLED: Final = "Đài mô phỏng Tỉnh"
+PUSHED: Final = "Đài mô phỏng Trung tâm"
+_START_S: Final = 30.0
+
+
+class VillageError(RuntimeError):
+    """A part of the village did not do what it was asked; the text holds its last words."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class Village:
+    """The server's side: its process, its addresses, a client with an administrator's token."""
+
+    folder: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    http_port: int = field(default_factory=free_port)
+    broker_port: int = field(default_factory=free_port)
+    ingest_port: int = field(default_factory=free_port)
+    token: str = ""
+    push: Mapping[str, Any] = field(default_factory=dict)
+    feeds: dict[str, str] = field(default_factory=dict)
+    """Feed ids by name."""
+    server: Child | None = None
+    _client: httpx.AsyncClient | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Settings of the server and of its command line."""
+        mine = {
+            "LOA_DATA_DIR": str(self.folder / "data"),
+            "LOA_HTTP__PORT": str(self.http_port),
+            "LOA_BROKER__PORT": str(self.broker_port),
+            "LOA_INGEST__PORT": str(self.ingest_port),
+            "LOA_PLAYOUT__STATUS_INTERVAL_S": "5",
+            "LOA_PLAYOUT__GRACE_S": "3",
+            "LOA_RESERVE_BYTES": "0",
+            **self.settings,
+        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("LOA_")}
+        return {**kept, **mine}
+
+    async def __aenter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+        await self.stop_server()
+
+    # -- the server
+
+    async def start_server(self) -> None:
+        """Start it and wait until `/readyz` says yes. Raises `VillageError` with its last words."""
+        self.server = await Child(
+            [sys.executable, "-m", "broadcast_server", "serve"],
+            name="village.server",
+            env=self.environment,
+            stdout=False,
+            grace_s=10.0,
+        ).start()
+        try:
+            async with asyncio.timeout(_START_S):
+                while not await self._is_ready():
+                    if self.server.returncode is not None:
+                        raise VillageError("the server ended: " + "\n".join(self.server.stderr_tail[-20:]))
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise VillageError("the server is not ready: " + "\n".join(self.server.stderr_tail[-20:])) from None
+
+    async def stop_server(self) -> None:
+        """Ask it to end and wait. Idempotent."""
+        if self.server is not None:
+            await self.server.close()
+            self.server = None
+
+    async def _is_ready(self) -> bool:
+        async with httpx.AsyncClient() as client:
+            try:
+                answer = await client.get(f"{self.url}/readyz")
+            except httpx.HTTPError:
+                return False
+            return answer.status_code == 200
+
+    # -- what an operator does
+
+    async def command(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+        """`broadcast-server …` with `--json`; what it printed. Raises `VillageError`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "broadcast_server", *arguments, "--json",
+            env=self.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told, complaint = await process.communicate()
+        if process.returncode != 0:
+            raise VillageError(f"broadcast-server {' '.join(arguments)}: {complaint.decode()[-2000:]}")
+        return json.loads(told) if told.strip() else None
+
+    async def ask(self, method: str, path: str, **body: Any) -> Any:  # noqa: ANN401 - JSON
+        """A REST call as the administrator; the JSON it answered. Raises `VillageError` on a problem."""
+        answer = await self.client.request(method, f"/api/v1{path}", json=body or None)
+        if answer.is_error:
+            raise VillageError(f"{method} {path}: {answer.status_code} {answer.text}")
+        return answer.json() if answer.content else None
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """With the administrator's token, on the server's origin."""
+        if self._client is None:
+            headers = {"Authorization": f"Bearer {self.token}"}
+            self._client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30.0)
+        return self._client
+
+    async def settle_in(self) -> None:
+        """A province with one commune, an administrator, and his token; the server need not run yet."""
+        await self.command("place", "add", "Tỉnh mô phỏng", "--kind", "province", "--id", PROVINCE)
+        await self.command("place", "add", "Xã mô phỏng", "--kind", "commune", "--id", COMMUNE, "--parent", PROVINCE)
+        await self.command("user", "add", "quantri", "--name", "Quản trị mô phỏng", "--role", "admin", "--unit", PROVINCE)
+        self.token = (await self.command("token", "create", "quantri"))["token"]
+
+    async def open_day_and_night(self) -> None:
+        """No quiet hours in the demo's commune: it must sound whenever somebody starts it."""
+        await self.ask("PUT", f"/units/{COMMUNE}/policy", quiet={"from": "00:00", "to": "00:00"})
+
+    async def add_feeds(self, *, pulled_url: str) -> None:
+        """The two stations, owned by the province and offered to the commune."""
+        for name, told in (
+            (PULLED, {"kind": "pull", "url": pulled_url, "tier": "province"}),
+            (PUSHED, {"kind": "push", "tier": "national"}),
+        ):
+            made = await self.ask("POST", "/feeds", unit_id=PROVINCE, name=name, **told)
+            self.feeds[name] = made["feed"]["id"]
+            if made["credential"] is not None:
+                self.push = made["credential"]
+            await self.ask("POST", f"/feeds/{self.feeds[name]}/offers", unit_id=COMMUNE, basis="Mô phỏng")
+
+    async def import_day(self, file: Path, *, anchor: datetime) -> None:
+        """Import a schedule file whose times are counted from `anchor`."""
+        await self.command(
+            "schedule", "import", str(file), "--unit", COMMUNE, "--anchor", anchor.isoformat(), "--accept-conflicts"
+        )
+
+    # -- the nodes
+
+    @contextlib.asynccontextmanager
+    async def nodes(self, count: int, *, identity: Path, arguments: Sequence[str] = ()) -> AsyncIterator[Child]:
+        """A fleet in a process of its own, enrolled with a fresh token; ended with SIGTERM so that it can finish its files."""
+        ticket = await self.ask("POST", "/enrolment-tokens", unit_id=COMMUNE, uses=count, valid_for_s=3_600)
+        async with Child(
+            [
+                sys.executable, "-m", "firmware_sim", "run", "--server", self.url, "--nodes", str(count),
+                "--token", ticket["token"], "--identity", str(identity), *arguments,
+            ],
+            name="village.nodes",
+            stdout=False,
+            grace_s=30.0,
+        ) as fleet:  # fmt: skip
+            yield fleet
+
+    async def until_ready(self, count: int, fleet: Child, *, timeout_s: float = 60.0) -> list[dict[str, Any]]:
+        """Wait until `count` nodes are online with nothing missing; their rows. Raises `VillageError`."""
+        found: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    found = (await self.ask("GET", "/nodes?limit=200"))["items"]
+                    ready = [node for node in found if _is_ready(node)]
+                    if len(ready) >= count:
+                        return ready
+                    if fleet.returncode is not None:
+                        raise VillageError("the fleet ended: " + "\n".join(fleet.stderr_tail[-20:]))
+                    await asyncio.sleep(0.25)
+        except TimeoutError:
+            raise VillageError(f"nodes are not ready: {json.dumps(found)[:3000]}") from None
+
+
+def _is_ready(node: Mapping[str, Any]) -> bool:
+    status = node["status"]
+    if status is None or status["link"] != "online":
+        return False
+    body = status["body"]
+    return bool(body.get("plan_sha256")) and not body.get("missing") and body.get("clock", {}).get("source") == "server"
