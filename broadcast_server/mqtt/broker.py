@@ -405,6 +405,8 @@ class MosquittoBroker:
             "max_queued_messages 20000",
             "max_queued_bytes 16777216",
             "sys_interval 0",
+            # Nobody subscribes to overlapping filters here; looking for doubles is quadratic in the listeners of a topic.
+            "allow_duplicate_messages true",
             *self._extra,
         ]
 
