@@ -405,7 +405,7 @@ class MosquittoBroker:
             "max_queued_messages 20000",
             "max_queued_bytes 16777216",
             "sys_interval 0",
-            # Nobody subscribes to overlapping filters here; looking for doubles is quadratic in the listeners of a topic.
+            # Nobody subscribes to overlapping filters; looking for doubles is quadratic in the listeners of a topic.
             "allow_duplicate_messages true",
             *self._extra,
         ]
