@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.store.tables import LeaseRow
 
-LEADER: Final = "leader"
+LEADER: Final = "conductor"
 """The lease whose holder plans and signs."""
 
 TTL: Final = timedelta(seconds=5)

@@ -34,7 +34,7 @@ from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, In
 from broadcast_server.store.doorbell import CHANNEL, Doorbell, PostgresEar, SqliteEar
 from broadcast_server.supervise import Executor
 
-__all__ = ["Session", "Store", "engine_url"]
+__all__ = ["Session", "Store", "engine_url", "opened"]
 
 T = TypeVar("T")
 
@@ -155,6 +155,21 @@ class Store:
                 return ear.look(raw.cursor())
             finally:
                 raw.close()
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    """A writing engine for one piece of work beside any `Store`, as a migration is; errors leave typed."""
+    parsed = engine_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = _sqlite_engine(parsed, connections=1, busy_ms=BUSY_TIMEOUT_MS, reads=False)
+    else:
+        engine = _postgres_engine(parsed, busy_ms=BUSY_TIMEOUT_MS)
+    try:
+        with _typed_errors():
+            yield engine
+    finally:
+        engine.dispose()
 
 
 def engine_url(url: str) -> URL:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from broadcast_server.domain.errors import Conflict
+from broadcast_server.store.session import opened
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -58,17 +59,20 @@ def check_current(engine: Engine) -> None:
     raise Conflict("store_not_migrated", found=found, wanted=wanted, fix="run_migrate")
 
 
-def migrate(engine: Engine, to: str = "head") -> str:
-    """Bring the database to the head (or to `to`, a revision or `base`), up or down; returns the head.
+def migrate(where: str | Engine, to: str = "head") -> str:
+    """Bring a database (its address, or an engine) to the head, or to `to` (a revision or `base`); returns the head.
 
-    Raises `Conflict("store_newer")` before it touches a database that a newer program has been at.
+    Cheap when there is nothing to do. Raises `Conflict("store_newer")` before it touches a database that a newer
+    program has been at, and `Unavailable` when the database is away.
     """
-    wanted = head()
-    found = current(engine)
+    if isinstance(where, str):
+        with opened(where) as engine:
+            return migrate(engine, to)
+    wanted, found = head(), current(where)
     if found is not None and found > wanted:
         raise Conflict("store_newer", found=found, wanted=wanted, fix="install_newer_program")
     if to != "head" or found != wanted:
-        with engine.connect() as connection:
+        with where.connect() as connection:
             _run(connection, to)
     return wanted
 

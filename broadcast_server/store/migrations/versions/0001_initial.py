@@ -69,7 +69,6 @@ def upgrade() -> None:
         "plan_bodies",
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("packed", sa.LargeBinary(), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_plan_bodies")),
     )
