@@ -1,6 +1,6 @@
 """What can be put on the air: bulletins in versions and languages, programmes, and the audio behind them.
 
-Speech, decoding and rendering happen before the transaction; rows are written in one. Facts a maintainer must not break:
+Speech, decoding and rendering happen before the transaction; rows are written in one. A maintainer must not break:
 an approval is over `content_hash`, the approver names the hash that was heard, and every change is a new version that
 nobody has approved; audio of others enters only through `audio.prepare`; an upload lies in quarantine under a name of
 ours and is gone when its verb ends, however it ends.
