@@ -205,7 +205,7 @@ async def received(
 
 async def recorded(desk: Desk, source: Path) -> Audio:
     """A file as audio of ours. Raises what `audio.prepare` raises."""
-    digest = await desk.executor.run(lambda: _digest_of(source))
+    digest = await desk.executor.run(lambda: digest_of(source))
     room = desk.audio
     made = await prepare.prepare(source, assets=room.assets, sandbox=room.sandbox, executor=desk.executor)
     return _audio(made, source_sha256=digest)
@@ -301,7 +301,8 @@ def _audio(made: Prepared, *, cues: tuple[Mapping[str, Any], ...] = (), source_s
     return Audio(made.asset.hash, made.asset.size_bytes, made.asset.duration_ms, report, cues)
 
 
-def _digest_of(source: Path) -> str:
+def digest_of(source: Path) -> str:
+    """SHA-256 of a file as it was handed in; blocks."""
     with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

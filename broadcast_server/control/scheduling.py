@@ -435,10 +435,10 @@ async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> 
             told = {"occurrence": occurs_at.isoformat()}
         else:
             split = now if request.scope is Scope.ALL else _coming_occurrence(row, request.occurrence, now)
-            _end(row, split)
+            end_schedule(row, split)
             if request.scope is Scope.ALL:
                 for later in schedules.later_in_series(session, row.series_id, split):
-                    _end(later, split)
+                    end_schedule(later, split)
             session.flush()
             told = {"since": split.isoformat()}
         _audit(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
@@ -819,7 +819,7 @@ def _merged(
     return replace(as_is, **wanted)
 
 
-def _end(row: ScheduleRow, at: datetime) -> None:
+def end_schedule(row: ScheduleRow, at: datetime) -> None:
     """No occurrence at or after `at`; one that has none before is cancelled as a whole."""
     row.version += 1
     if next(_row_occurrences(row, row.starts_at, at), None) is None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.errors import Conflict, NotFound
@@ -78,6 +78,14 @@ def list_assets(
     if after is not None:
         query = query.where(AssetRow.sha256 > after)
     return list(session.scalars(query))
+
+
+def asset_sources(session: Session, unit_id: str) -> dict[str, str]:
+    """SHA-256 of the recordings a unit handed in, to the asset each became."""
+    rows = session.execute(
+        select(AssetRow.sha256, AssetRow.report).where(AssetRow.unit_id == unit_id, AssetRow.collected_at.is_(None))
+    )
+    return {report["source_sha256"]: sha256 for sha256, report in rows if "source_sha256" in report}
 
 
 def keep_asset_until(session: Session, sha256: str, keep_until: datetime) -> None:
@@ -159,6 +167,21 @@ def bulletin(session: Session, bulletin_id: str) -> BulletinRow:
     if row is None:
         raise NotFound("unknown_bulletin", bulletin=bulletin_id)
     return row
+
+
+def bulletin_of_key(session: Session, unit_id: str, key: str) -> BulletinRow | None:
+    """The unit's bulletin that a document calls so, or that has this id."""
+    return session.scalars(
+        select(BulletinRow)
+        .where(BulletinRow.unit_id == unit_id, or_(BulletinRow.key == key, BulletinRow.id == key))
+        .order_by(BulletinRow.id.desc())
+        .limit(1)
+    ).first()
+
+
+def bulletins_of(session: Session, unit_id: str) -> list[BulletinRow]:
+    """All bulletins of one unit, oldest first."""
+    return list(session.scalars(select(BulletinRow).where(BulletinRow.unit_id == unit_id).order_by(BulletinRow.id)))
 
 
 def list_bulletins(
@@ -304,6 +327,21 @@ def programme(session: Session, programme_id: str) -> ProgrammeRow:
     if row is None:
         raise NotFound("unknown_programme", programme=programme_id)
     return row
+
+
+def programme_of_key(session: Session, unit_id: str, key: str) -> ProgrammeRow | None:
+    """The unit's programme that a document calls so, or that has this id."""
+    return session.scalars(
+        select(ProgrammeRow)
+        .where(ProgrammeRow.unit_id == unit_id, or_(ProgrammeRow.key == key, ProgrammeRow.id == key))
+        .order_by(ProgrammeRow.id.desc())
+        .limit(1)
+    ).first()
+
+
+def programmes_of(session: Session, unit_id: str) -> list[ProgrammeRow]:
+    """All programmes of one unit, oldest first."""
+    return list(session.scalars(select(ProgrammeRow).where(ProgrammeRow.unit_id == unit_id).order_by(ProgrammeRow.id)))
 
 
 def list_programmes(

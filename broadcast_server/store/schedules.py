@@ -253,6 +253,21 @@ def list_schedules(
     return list(session.scalars(query))
 
 
+def schedules_of(session: Session, unit_id: str, *, in_force_after: datetime) -> list[ScheduleRow]:
+    """The unit's own schedules that have something to come, oldest first."""
+    return list(
+        session.scalars(
+            select(ScheduleRow)
+            .where(
+                ScheduleRow.unit_id == unit_id,
+                ScheduleRow.state == ScheduleState.ACTIVE,
+                or_(ScheduleRow.ends_at.is_(None), ScheduleRow.ends_at > in_force_after),
+            )
+            .order_by(ScheduleRow.id)
+        )
+    )
+
+
 def later_in_series(session: Session, series_id: str, starts_from: datetime) -> list[ScheduleRow]:
     """The active rows of a series that begin at `starts_from` or after."""
     return list(
