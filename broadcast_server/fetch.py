@@ -19,7 +19,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpcore
@@ -428,10 +428,22 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, header_bytes: int) -> None:
         self._reader, self._writer = reader, writer
+        self._transport = cast("asyncio.ReadTransport", writer.transport)
+        self._is_tls = False
         self._header_limit = header_bytes
         self._header: bytearray | None = bytearray()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        if self._header is None and not self._is_tls:
+            # Bytes wait in the kernel until they are asked for: an endless stream costs turns only when somebody
+            # wants it, and back-pressure reaches the sender. (Over TLS the loop's transport has its own buffers.)
+            self._transport.resume_reading()
+            try:
+                async with asyncio.timeout(timeout):
+                    return await self._reader.read(max_bytes)
+            finally:
+                if not self._transport.is_closing():
+                    self._transport.pause_reading()
         async with asyncio.timeout(timeout):
             data = await self._reader.read(max_bytes)
             if self._header is None:
@@ -470,6 +482,7 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         async with asyncio.timeout(timeout):
             await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
+        self._is_tls = True
         return self
 
     def get_extra_info(self, info: str) -> Any:

@@ -83,7 +83,7 @@ class FeedLimits:
     sound_silence_s: float = 5.0
     """No sound for so long although at least `soundless_bytes` came: undecodable."""
     soundless_bytes: int = 8 * 1024
-    gather_s: float = 0.2
+    gather_s: float = 0.3
     """Once it sounds, bytes are let gather for so long: a relay has a second in hand, and every turn costs CPU."""
     dead_after_s: float = 60.0
     retry_first_s: float = 0.5
