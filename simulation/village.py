@@ -168,8 +168,8 @@ class Village:
             (PUSHED, {"kind": "push", "tier": "national"}),
         ):
             made = await self.ask("POST", "/feeds", unit_id=PROVINCE, name=name, **told)
-            self.feeds[name] = made["feed"]["id"]
-            if made["credential"] is not None:
+            self.feeds[name] = made["id"]
+            if made.get("credential") is not None:
                 self.push = made["credential"]
             await self.ask("POST", f"/feeds/{self.feeds[name]}/offers", unit_id=COMMUNE, basis="Mô phỏng")
 
