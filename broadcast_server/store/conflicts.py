@@ -64,11 +64,12 @@ def open_offer_conflicts(
         key = (found.entry.schedule_id, found.kind, found.subject)
         if key not in wanted:  # entries come by start: the first one affected
             wanted[key] = found
-    known = {
-        (row.schedule_id, row.kind, row.subject): row
-        for row in session.scalars(select(ConflictRow).where(ConflictRow.kind.in_(WATCHED)))
-        if feed_ids is None or row.schedule_id in watched
-    }
+    of_feeds = select(ConflictRow).where(ConflictRow.kind.in_(WATCHED))
+    if feed_ids is not None:  # also those of schedules that were cancelled since
+        of_feeds = of_feeds.join(ScheduleRow, ScheduleRow.id == ConflictRow.schedule_id).where(
+            ScheduleRow.content_kind == ContentKind.FEED, ScheduleRow.content_id.in_(feed_ids)
+        )
+    known = {(row.schedule_id, row.kind, row.subject): row for row in session.scalars(of_feeds)}
     opened: list[ConflictRow] = []
     for key, found in wanted.items():
         affects_from = found.entry.entry.start
