@@ -28,10 +28,15 @@ CRYSTAL_PPM: Final = 50.0
 MAX_DELAY_NS: Final = 2 * SECOND
 """An exchange slower than this says nothing."""
 WINDOW_NS: Final = 300 * SECOND
-_JITTER_FLOOR_NS: Final = 0.15 * MS
+_JITTER_FLOOR_NS: Final = 0.1 * MS
+_ASYMMETRY: Final = 0.1
+"""Share of a delay that may well have been spent on one way only."""
+_STEEPEST: Final = 2 * CRYSTAL_PPM * 1e-6
 _SLEW_PER_NS: Final = 0.002
 _SLEW_WITHIN_NS: Final = 8 * SECOND
 _FITTED_SPAN_NS: Final = 30 * SECOND
+GOOD_NS: Final = 2 * MS
+"""An estimate this good needs no hurry."""
 HOLDOVER_AFTER_NS: Final = 60 * SECOND
 
 
@@ -136,6 +141,10 @@ class Remembered:
     uncertainty_ms: float
 
 
+def _sigma_ns(exchange: Exchange, quickest_ns: int) -> float:
+    return _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2 + _ASYMMETRY * exchange.delay_ns
+
+
 class Discipline:
     """The server's time as the node believes it."""
 
@@ -177,6 +186,10 @@ class Discipline:
             return None
         return Remembered(device_ns, round(self.offset_ns(device_ns)), self._line.slope, self.uncertainty_ms(device_ns))
 
+    def is_doubtful(self) -> bool:
+        """Whether asking soon again may pay: few answers yet, or none quick enough to believe to a few milliseconds."""
+        return self._error_ns > GOOD_NS
+
     def take(self, exchange: Exchange) -> bool:
         """Learn from one exchange; False if it is worthless."""
         if not 0 <= exchange.delay_ns <= MAX_DELAY_NS:
@@ -211,7 +224,7 @@ class Discipline:
         base_ns = self._exchanges[-1].offset_ns
         weight = lean = lean2 = value = cross = 0.0
         for exchange in self._exchanges:
-            sigma = _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2
+            sigma = _sigma_ns(exchange, quickest_ns)
             w = 1.0 / (sigma * sigma)
             x = float(exchange.middle_ns - now_ns)
             y = float(exchange.offset_ns - base_ns)
@@ -223,10 +236,11 @@ class Discipline:
         prior = 1.0 / (CRYSTAL_PPM * 1e-6) ** 2
         determinant = weight * (lean2 + prior) - lean * lean
         slope = (weight * cross - lean * value) / determinant
+        slope = min(max(slope, -_STEEPEST), _STEEPEST)
         level = (value - slope * lean) / weight
         residual = 0.0
         for exchange in self._exchanges:
-            sigma = _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2
+            sigma = _sigma_ns(exchange, quickest_ns)
             fitted = level + slope * (exchange.middle_ns - now_ns)
             residual += ((exchange.offset_ns - base_ns - fitted) / sigma) ** 2
         # Asymmetry of the quickest way cannot be seen from here: half its delay stays in the error.

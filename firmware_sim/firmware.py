@@ -35,6 +35,7 @@ from firmware_sim.player import (
     Sounding,
     next_change_ms,
     render,
+    segment_at,
     stretches,
 )
 from firmware_sim.reports import DeviceKey, DeviceLog
@@ -59,19 +60,21 @@ from speaker_protocol.topics import (
 log = structlog.get_logger(__name__)
 
 FIRMWARE: Final = "firmware-sim 0.1"
-AHEAD_S: Final = 0.6
-"""What is rendered ahead of the sound card: a late tick shorter than this is not heard."""
+AHEAD_S: Final = 1.2
+"""What is rendered ahead of the sound card: a late tick shorter than this is not heard. A change rewinds it."""
 PATIENT_S: Final = 0.35
 """While more than this is queued, a hole is not yet a hole: the batch or the stretch may still come."""
 KEEP_ON_CHANGE_S: Final = 0.12
 """What stays queued when plan or alerts change: the soonest a change can be heard."""
-BLOCK_SAMPLES: Final = SAMPLE_RATE_HZ // 5
+BLOCK_SAMPLES: Final = SAMPLE_RATE_HZ // 4
 IDLE_SAMPLES: Final = SAMPLE_RATE_HZ
 RATE_LIMIT: Final = 0.02
 """How much faster or slower than nominal a sounding programme may be steered."""
 JUMP_NS: Final = 50 * MS
 BURST: Final = 8
 BURST_EVERY_S: Final = 0.25
+HURRIED: Final = 60
+"""So many questions are asked in a hurry while the way is too unsteady for a good estimate."""
 PROBE_S: Final = (5.0, 10.0)
 TRUSTED_WITHIN_MS: Final = 60_000.0
 STREAM_LEAD_MS: Final = 8_000
@@ -219,7 +222,7 @@ class Firmware:
     async def say_goodbye(self, reason: str) -> None:
         """Close the books before an orderly power-off; `run` has been cancelled."""
         if self.dac is not None:
-            self.dac.run()
+            self.dac.run(is_last=True)
         self.ledger.close(reason)
         self._memory.clock = self.clock.remember(self._box.clock.now_ns())
         await self.log.store()
@@ -442,8 +445,11 @@ class Firmware:
             self.link.publish(str(NodeTime(self.node_id)), question.encode(), qos=NodeTime.qos)
             asked += 1
             # A burst first: the clock must be right before the first programme, not within the hour.
-            is_burst = self.clock.exchanges < BURST and asked < 4 * BURST
-            wait_s = BURST_EVERY_S * self._chance.uniform(0.7, 1.3) if is_burst else self._chance.uniform(*PROBE_S)
+            wait_s = self._chance.uniform(*PROBE_S)
+            if self.clock.exchanges < BURST and asked < 4 * BURST:
+                wait_s = BURST_EVERY_S * self._chance.uniform(0.7, 1.3)
+            elif self.clock.is_doubtful() and asked < HURRIED:
+                wait_s = self._chance.uniform(0.5, 1.0)
             await self._kit.true.sleep(wait_s)
 
     # -- stock --------------------------------------------------------------------------------------------------------
@@ -574,7 +580,8 @@ class Firmware:
         assert dac is not None  # noqa: S101  only called with one
         dac.run()
         is_full = self._fill(dac)
-        return min(1.0, max(0.02, dac.ahead_s() - AHEAD_S + 0.1)) if is_full else 0.06
+        # Half a block of play: the nodes of a fleet must not all be late because they all wake at once.
+        return min(1.0, max(0.02, dac.ahead_s() - AHEAD_S + self._chance.uniform(0.1, 0.2))) if is_full else 0.1
 
     def _rerender(self) -> None:
         """Something changed: what is queued further ahead than a moment is rendered again."""
@@ -601,14 +608,17 @@ class Firmware:
             if before is not None and before.kind is Sounding.SOUND and abs(low_ns - self._cursor_ns) < JUMP_NS:
                 low_ns = self._cursor_ns
             self._refresh_situation(low_ns, device_ns)
-            samples = self._quiet_samples(low_ns)
+            is_sounding = before is not None and before.kind is Sounding.SOUND
+            samples = BLOCK_SAMPLES if is_sounding else self._quiet_samples(low_ns)
             span_ns = samples * SECOND // SAMPLE_RATE_HZ
+            is_final = ahead_s <= PATIENT_S
+            if not is_final and not self._has_arrived(low_ns + span_ns):
+                return False
             high_ns = self.clock.server_ns(device_ns + span_ns) - trim_ns
             # The programme is steered, never torn: a sounding block is stretched within limits onto the server's time.
             high_ns = low_ns + min(
                 max(high_ns - low_ns, round(span_ns * (1 - RATE_LIMIT))), round(span_ns * (1 + RATE_LIMIT))
             )
-            is_final = ahead_s <= PATIENT_S
             chunks = render(self.situation, self, low_ns, high_ns, samples, is_final=is_final)
             if not is_final and any(chunk.kind is Sounding.HOLE for chunk in chunks):
                 return False
@@ -618,6 +628,13 @@ class Firmware:
                 dac.queue(chunk)
             self._cursor_ns = high_ns
         return True
+
+    def _has_arrived(self, until_ns: int) -> bool:
+        """Whether the stream of this moment's segment is here up to an instant (or nothing is to be waited for)."""
+        segment = segment_at(self.plan, until_ns // MS)
+        if segment is None or segment.stream is None or segment.stream not in self.situation.live_streams:
+            return True
+        return self.streams[segment.stream].is_covered(until_ns + MS)
 
     def _quiet_samples(self, low_ns: int) -> int:
         """A long block while nothing sounds for long."""
@@ -773,7 +790,7 @@ class Firmware:
             if self.link.is_up:
                 interval_s = self.situation.config.status_interval_s if self.situation.config is not None else 30
                 since_s = now_s - self._status_sent_s
-                if since_s >= interval_s or (self._status_due and since_s >= 0.9):
+                if since_s >= interval_s or (self._status_due and since_s >= 2.0):
                     self._say_status()
                 self._send_reports()
             self._listen()

@@ -60,6 +60,15 @@ class _Track:
         self.done_until = -1
         """Media sample up to which decoding has been."""
 
+    def end(self) -> int:
+        """Media sample up to which there is no hole."""
+        sequence = self.next_sequence if self.next_sequence is not None else min(self.waiting, default=0)
+        end = self.done_until
+        while (batch := self.waiting.get(sequence)) is not None:
+            end = batch.media_sample + batch.samples
+            sequence += 1
+        return end
+
 
 class StreamReceiver:
     """One stream as one node hears it."""
@@ -145,6 +154,13 @@ class StreamReceiver:
             for sequence in [s for s, batch in track.waiting.items() if batch.media_sample + batch.samples < position]:
                 del track.waiting[sequence]
                 track.next_sequence = max(sequence + 1, track.next_sequence or 0)
+
+    def is_covered(self, server_ns: int) -> bool:
+        """Whether everything up to an instant is here without a hole (as far as sequence numbers tell)."""
+        for track in reversed(self._tracks):
+            if track.waiting or track.next_sequence is not None:
+                return track.end() >= _position(track, server_ns)
+        return False
 
     def has_sound_from(self, server_ns: int) -> bool:
         """Whether anything is buffered for this instant or later."""

@@ -8,6 +8,7 @@ sounds as silence. `Recorder` writes what left the horn on the *true* clock: sam
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -19,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from firmware_sim.clock import SECOND, DeviceClock, TrueTime
-from firmware_sim.player import Chunk, Sounding, Tag, ramp_down, ramp_up
+from firmware_sim.player import Chunk, Sounding, Tag, ramp_down, ramp_up, resample
 from speaker_protocol.rules import Why
 
 Pcm = npt.NDArray[np.int16]
 
 SAMPLE_RATE_HZ: Final = 48_000
+_HEADER_BYTES: Final = 44
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Recorder:
         self._written = 0
         self._tail = np.zeros(1, np.int16)
         self._tail_end_ns = -1.0
-        self._file = (folder / f"{node_id}.wav").open("wb")
+        self._file = (folder / f"{node_id}.wav").open("wb", buffering=0)
         self._file.write(_wav_header(0))
         (folder / f"{node_id}.json").write_text(
             json.dumps(
@@ -97,10 +99,8 @@ class Recorder:
         low, high = max(0, int(np.ceil(start))), int(np.ceil(last))
         if high > low:
             block = np.concatenate([self._tail, pcm]) if is_next else pcm
-            places = (np.arange(low, high) - start) * rate
-            wave = np.interp(places, np.arange(len(block)), block)
-            self._file.seek(44 + 2 * low)
-            self._file.write(np.rint(wave).astype("<i2").tobytes())
+            wave = resample(block, (low - start) * rate, rate, high - low)
+            os.pwrite(self._file.fileno(), np.rint(wave).astype("<i2").tobytes(), _HEADER_BYTES + 2 * low)
             self._written = max(self._written, high)
         self._tail = pcm[-1:].copy()
 
@@ -109,17 +109,10 @@ class Recorder:
         if self._file.closed:
             return
         count = max(self._written, round((until_true_ns - self.sample0_utc_ns) * SAMPLE_RATE_HZ / SECOND))
-        self._file.truncate(44 + 2 * count)
+        self._file.truncate(_HEADER_BYTES + 2 * count)
         self._file.seek(0)
         self._file.write(_wav_header(2 * count))
         self._file.close()
-
-    def checkpoint(self) -> None:
-        """Make what is there readable by others now."""
-        if not self._file.closed:
-            self._file.seek(0)
-            self._file.write(_wav_header(2 * self._written))
-            self._file.flush()
 
 
 def _wav_header(data_bytes: int) -> bytes:
@@ -193,7 +186,7 @@ class Dac:
 
     def rewind(self, keep_s: float) -> bool:
         """Forget what is queued beyond `keep_s` from now, ramped down where it is cut; whether anything was."""
-        keep = self._played + round(keep_s * SAMPLE_RATE_HZ)
+        keep = round(self._position(self._true.now_ns()) + keep_s * SAMPLE_RATE_HZ)
         if self._queued <= keep:
             return False
         while self._pending and self._queued - self._pending[-1].samples >= keep:
@@ -206,18 +199,22 @@ class Dac:
             self._queued = keep
         return True
 
-    def run(self) -> None:
-        """Let the card catch up with true time: everything due has sounded, or should have."""
+    def run(self, *, is_last: bool = False) -> None:
+        """Let the card catch up with true time: every chunk that is over has sounded, or should have.
+
+        `is_last`: the power goes now, so the chunk in the middle of which it goes sounds up to here.
+        """
         due = int(self._position(self._true.now_ns()))
         while self._played < due:
             if not self._pending:
                 self._run_dry(due - self._played)
                 return
-            chunk = self._pending.popleft()
-            if self._played + chunk.samples > due:
-                chunk, rest = _split(chunk, due - self._played)
-                self._pending.appendleft(rest)
-            self._sound(chunk)
+            if self._played + self._pending[0].samples <= due:
+                self._sound(self._pending.popleft())
+            elif is_last:
+                self._sound(_split(self._pending.popleft(), due - self._played)[0])
+            else:
+                return
 
     def _run_dry(self, samples: int) -> None:
         last = self._last
