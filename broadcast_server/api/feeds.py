@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
-from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Name, SearchQuery, Shown
+from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, Name, SearchQuery, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import feeds
@@ -47,8 +47,8 @@ class FeedForm(Form):
     kind: FeedKind
     url: Url | None = None
     mount: Annotated[str, StringConstraints(pattern=r"^/?[a-z0-9][a-z0-9._-]{0,62}$")] | None = None
-    valid_from: AwareDatetime | None = None
-    valid_to: AwareDatetime | None = None
+    valid_from: Instant | None = None
+    valid_to: Instant | None = None
     successor_id: Id | None = None
 
 
@@ -58,7 +58,7 @@ class FeedPatch(Form):
     name: Name | None = None
     tier: Tier | None = None
     url: Url | None = None
-    valid_to: AwareDatetime | None = None
+    valid_to: Instant | None = None
     successor_id: Id | None = None
 
 
@@ -72,7 +72,7 @@ class FeedStatus(Shown):
 
 
 class Feed(Shown):
-    """A source to relay; `status` null: nobody looked yet."""
+    """A source to relay; `status` null: nobody looked yet; `url` is told to the owner only."""
 
     id: str
     unit_id: str
@@ -99,7 +99,7 @@ class Feed(Shown):
             name=row.name,
             tier=row.tier,
             kind=row.kind,
-            url=row.url,
+            url=row.url if view.is_own else None,
             mount=row.mount,
             credential_version=row.credential_version,
             valid_from=row.valid_from,
@@ -177,7 +177,7 @@ async def add_feed(desk: DeskDep, actor: ActorDep, form: FeedForm, response: Res
     if made.credential is not None:
         response.headers["Cache-Control"] = "no-store"
         credential = Credential.of(made.credential)
-    return FeedMade(**Feed.of(FeedView(made.feed, None)).model_dump(), credential=credential)
+    return FeedMade(**Feed.of(FeedView(made.feed, None, is_own=True)).model_dump(), credential=credential)
 
 
 @router.get("/feeds/{feed_id}")
@@ -252,8 +252,8 @@ class OfferForm(Form):
 
     unit_id: Id
     basis: Basis = Field(examples=["Công văn 120/SVHTTDL"])
-    valid_from: AwareDatetime | None = None
-    valid_to: AwareDatetime | None = None
+    valid_from: Instant | None = None
+    valid_to: Instant | None = None
 
 
 class Offer(Shown):
@@ -370,8 +370,8 @@ class ObligationForm(Form):
     rule: dict[str, Any]
     basis: Basis
     length_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] | None = None
-    valid_from: AwareDatetime | None = None
-    valid_to: AwareDatetime | None = None
+    valid_from: Instant | None = None
+    valid_to: Instant | None = None
     targets: Annotated[tuple[TargetForm, ...], Field(min_length=1, max_length=1000)] | None = None
     language: Language = "vie"
 

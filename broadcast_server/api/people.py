@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
-from broadcast_server.api.fields import Form, Id, IdPath, Name, Shown
+from broadcast_server.api.fields import Form, Id, IdPath, Instant, Name, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import people
@@ -25,8 +25,8 @@ class GrantForm(Form):
 
     role: Role
     unit_id: Id
-    valid_from: AwareDatetime | None = None
-    valid_to: AwareDatetime | None = None
+    valid_from: Instant | None = None
+    valid_to: Instant | None = None
 
     def grant(self) -> NewGrant:
         """For the verb."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
-from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Name, SearchQuery, Shown
+from broadcast_server.api.fields import Day, Form, Id, IdPath, IdQuery, Name, SearchQuery, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import places
@@ -19,7 +19,7 @@ from speaker_protocol.rules import BulletinClass
 
 router = APIRouter(tags=["units"], route_class=IdempotentRoute)
 
-OnQuery = Annotated[date | None, Query(description="as the tree lay on this local date; today if left out")]
+OnQuery = Annotated[Day | None, Query(description="as the tree lay on this local date; today if left out")]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
 
@@ -56,7 +56,7 @@ class UnitForm(Form):
     name: Name = Field(examples=["Xã Yên Thành"])
     parent_id: Id | None = None
     id: Id | None = Field(None, description="administrative code; made if left out", examples=["17507"])
-    valid_from: date | None = None
+    valid_from: Day | None = None
 
 
 class RenameForm(Form):
@@ -69,7 +69,7 @@ class MoveForm(Form):
     """Under another parent from a local date on; null makes it a root."""
 
     parent_id: Id | None
-    on: date
+    on: Day
 
 
 class ImportResult(Shown):
@@ -164,7 +164,7 @@ class UnitKind(Shown):
 class CloseForm(Form):
     """From this local date on there are no units of the kind."""
 
-    on: date
+    on: Day
 
 
 class Closed(Shown):
@@ -200,8 +200,8 @@ class QuietForm(Form):
 class SuspensionForm(Form):
     """Days, both included, on which only `allowed` classes sound."""
 
-    first: date
-    last: date
+    first: Day
+    last: Day
     allowed: tuple[BulletinClass, ...] = (BulletinClass.EMERGENCY,)
     reason: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f]*$")] = ""
 

@@ -38,7 +38,7 @@ def add_feed(
         raise typer.BadParameter("give either --push or --url")
     kind = FeedKind.PUSH if push else FeedKind.PULL
     made = run(lambda desk: feeds.add_feed(desk, OPERATOR, NewFeed(unit, name, tier, kind, url, mount)))
-    tell(_feed(FeedView(made.feed, None)) | _credential(made.credential), as_json=as_json)
+    tell(_feed(FeedView(made.feed, None, is_own=True)) | _credential(made.credential), as_json=as_json)
 
 
 @app.command("list")

@@ -32,7 +32,8 @@ class Action(StrEnum):
     NODE_ENROL = "node_enrol"
     NODE_RETIRE = "node_retire"
     NODE_ORDER = "node_order"  # identify, test tone
-    FEED_OWN = "feed_own"  # add, rotate, revoke, name a successor
+    FEED_OWN = "feed_own"  # add, revoke, name a successor, see the address
+    FEED_PUSH = "feed_push"  # take a new password for the station's encoder
     FEED_OFFER = "feed_offer"
     OBLIGE = "oblige"
     BULLETIN_WRITE = "bulletin_write"
@@ -63,12 +64,14 @@ _DEVICES: Final = {
     Action.NODE_RETIRE,
     Action.NODE_ORDER,
 }
+_FEEDS: Final = {Action.FEED_OWN, Action.FEED_OFFER, Action.FEED_PUSH}
 
 MAY: Final[dict[Role, frozenset[Action]]] = {
     # keeps the register of places, devices, feeds and people; never on the air
     Role.ADMIN: frozenset(
         _DEVICES
-        | {Action.PLACE_EDIT, Action.POLICY_EDIT, Action.FEED_OWN, Action.FEED_OFFER}
+        | _FEEDS
+        | {Action.PLACE_EDIT, Action.POLICY_EDIT}
         | {Action.PEOPLE_EDIT, Action.LOG_READ, Action.AUDIT_READ}
     ),
     # Sở VHTT(DL), ban biên tập tỉnh
@@ -76,11 +79,12 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         _MAKE
         | _AIR
         | _APPROVE
-        | {Action.FEED_OWN, Action.FEED_OFFER, Action.OBLIGE, Action.LIVE, Action.STOP_ALL}
+        | _FEEDS
+        | {Action.OBLIGE, Action.LIVE, Action.STOP_ALL}
         | {Action.EMERGENCY_PROPOSE, Action.EMERGENCY_LAUNCH}
     ),
     # trung tâm truyền thông, ex-district producer: makes and offers, does not approve
-    Role.PRODUCER: frozenset(_MAKE | {Action.FEED_OWN, Action.FEED_OFFER}),
+    Role.PRODUCER: frozenset(_MAKE | _FEEDS),
     # chủ tịch, phó chủ tịch UBND xã; ban chỉ huy phòng thủ dân sự
     Role.LEADER: frozenset(
         _APPROVE
@@ -94,7 +98,8 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | _APPROVE
         | _DEVICES
         | {Action.LIVE, Action.STOP_ALL, Action.POLICY_EDIT, Action.EMERGENCY_PROPOSE, Action.PEOPLE_EDIT}
-        | {Action.FEED_OWN, Action.FEED_OFFER, Action.PLACE_EDIT}
+        | _FEEDS
+        | {Action.PLACE_EDIT}
     ),
     # biên tập viên, phát thanh viên xã
     Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE, Action.NODE_ORDER}),
@@ -103,8 +108,8 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
     Role.TECHNICIAN: frozenset(_DEVICES),
     # thanh tra, lãnh đạo xem
     Role.INSPECTOR: frozenset({Action.READ, Action.LOG_READ, Action.AUDIT_READ}),
-    # a station that only pushes its feed: sees it, nothing else
-    Role.FEED_PUSHER: frozenset({Action.READ}),
+    # a station that only pushes its feed: sees it and renews its encoder's password
+    Role.FEED_PUSHER: frozenset({Action.READ, Action.FEED_PUSH}),
 }
 """The matrix. What is not here is refused."""
 

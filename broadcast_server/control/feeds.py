@@ -79,10 +79,14 @@ class FeedChange:
 
 @dataclass(frozen=True, slots=True)
 class FeedView:
-    """A feed and what it was last seen doing; `status` None: nobody looked yet."""
+    """A feed and what it was last seen doing; `status` None: nobody looked yet.
+
+    `is_own`: the asker may see its address, which can hold a key of the station's.
+    """
 
     feed: FeedRow
     status: FeedStatusRow | None
+    is_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ async def rotate_feed(desk: Desk, actor: Actor, feed_id: str) -> PushCredential:
     stored = await desk.executor.run(feeds.push_hash, password, salt)
 
     def work(session: Session) -> PushCredential:
-        row = _mine(session, actor, Action.FEED_OWN, feed_id, now)
+        row = _mine(session, actor, Action.FEED_PUSH, feed_id, now)
         if row.kind is not FeedKind.PUSH:
             raise Conflict("feed_not_push", feed_id=row.id)
         _not_revoked(row)
@@ -235,7 +239,7 @@ async def get_feed(desk: Desk, actor: Actor, feed_id: str) -> FeedView:
         seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id)
         if not seen:
             raise NotFound("unknown_feed", feed_id=feed_id)
-        return FeedView(*seen[0])
+        return _viewed(session, actor, seen, now)[0]
 
     return await desk.store.read(work)
 
@@ -266,7 +270,7 @@ async def list_feeds(desk: Desk, actor: Actor, query: FeedQuery) -> list[FeedVie
             after=query.after,
             limit=query.limit,
         )
-        return [FeedView(*one) for one in seen]
+        return _viewed(session, actor, seen, now)
 
     return await desk.store.read(work)
 
@@ -610,7 +614,13 @@ def _mine(session: Session, actor: Actor, action: Action, feed_id: str, now: dat
 
 
 def _view(session: Session, row: FeedRow) -> FeedView:
-    return FeedView(row, session.get(FeedStatusRow, row.id))
+    return FeedView(row, session.get(FeedStatusRow, row.id), is_own=True)
+
+
+def _viewed(session: Session, actor: Actor, seen: Sequence[feeds.FeedSeen], now: datetime) -> list[FeedView]:
+    roots = access.scope(session, actor, Action.FEED_OWN, at=now)
+    own = None if roots is None else places.subtree_of(session, roots, places.local_date(now))
+    return [FeedView(one.feed, one.status, is_own=own is None or one.feed.unit_id in own) for one in seen]
 
 
 def _credential(session: Session, row: FeedRow, password: str) -> PushCredential:

@@ -151,6 +151,14 @@ async def test_rotating_voids_the_old_password_and_raises_the_version(desk: Desk
     assert await versions(desk) == {made.feed.id: 2}
 
 
+async def test_a_station_renews_its_own_password_and_no_more(desk: Desk):
+    made = await a_push_feed(desk)
+    station = await somebody(desk, Role.FEED_PUSHER, PROVINCE)
+    assert (await feeds.rotate_feed(desk, station, made.feed.id)).version == 2
+    with pytest.raises(Refused, match="not_permitted"):
+        await feeds.revoke_feed(desk, station, made.feed.id)
+
+
 async def test_revoking_ends_it_for_good(desk: Desk):
     made = await a_push_feed(desk)
     told = made.credential
