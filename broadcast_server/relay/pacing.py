@@ -47,7 +47,7 @@ class Pace:
     late_ms: int = 400
     """So far behind it is still played late out of the nodes' safety; beyond it jumps."""
     drift_ms: int = 150
-    """The least lead of a window may differ so much from that of the first before it is corrected."""
+    """The least lead of a window may differ so much from that of the first settled one before it is corrected."""
     window_s: float = 10.0
     correction_every_s: float = 1.0
 
@@ -96,6 +96,7 @@ class MediaClock:
     _window_ends_s: float = 0.0
     _least: float | None = None
     _was_held: bool = False
+    _is_settling: bool = True
     _corrected_s: float = float("-inf")
 
     def lead_samples(self, now_s: float) -> float:
@@ -113,7 +114,7 @@ class MediaClock:
             jump = -int(lead // FRAME_SAMPLES) * FRAME_SAMPLES  # up to a frame too far, never too short
             self.corrections.jumps += 1
             self.corrections.jumped_ms += jump * 1000 // SAMPLE_RATE_HZ
-            self._baseline = None
+            self._baseline, self._is_settling = None, True
             self._open_window(now_s)
         self.position += jump + samples
         lead += jump
@@ -130,13 +131,17 @@ class MediaClock:
         self.position += samples
 
     def _drift(self, lead: float, now_s: float, samples: int) -> tuple[bool, bool]:
-        """Compare the least lead of each window with the first window's: jitter is above it, drift moves it."""
+        """Compare the least lead of each window with the first settled one's: jitter is above it, drift moves it."""
         self._least = lead if self._least is None else min(self._least, lead)
         if now_s < self._window_ends_s:
             return False, False
-        if self._was_held or self._baseline is None:
-            # Held back it tells nothing of the source's own speed: measure anew from here.
-            self._baseline = None if self._was_held else self._least
+        if self._was_held or self._is_settling:
+            # Held back, or just begun (perhaps with a burst), it tells nothing of the source's own speed.
+            self._baseline, self._is_settling = None, self._was_held
+            self._open_window(now_s)
+            return False, False
+        if self._baseline is None:
+            self._baseline = self._least
             self._open_window(now_s)
             return False, False
         moved = self._least - self._baseline
