@@ -92,6 +92,36 @@ def create_token(
     tell(told if as_json else told["token"], as_json=as_json)
 
 
+@tokens.command("list")
+def list_tokens(login: Annotated[str, typer.Argument(metavar="USER")], as_json: Json = False) -> None:
+    """A person's tokens, newest first; secrets are not among them."""
+
+    async def errand(desk: Desk) -> list[dict[str, Any]]:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        rows = await people.list_tokens(desk, OPERATOR, user.id)
+        return [
+            {"id": row.id, "name": row.name, "expires_at": row.expires_at, "revoked_at": row.revoked_at} for row in rows
+        ]
+
+    tell(run(errand), as_json=as_json)
+
+
+@tokens.command("revoke")
+def revoke_token(
+    login: Annotated[str, typer.Argument(metavar="USER")],
+    token_id: Annotated[str, typer.Argument(metavar="ID")],
+    as_json: Json = False,
+) -> None:
+    """Make a token worthless at once."""
+
+    async def errand(desk: Desk) -> dict[str, Any]:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        row = await people.revoke_token(desk, OPERATOR, user.id, token_id)
+        return {"id": row.id, "name": row.name, "revoked_at": row.revoked_at}
+
+    tell(run(errand), as_json=as_json)
+
+
 def _user(view: UserView) -> dict[str, Any]:
     return {
         "id": view.user.id,

@@ -1,0 +1,63 @@
+"""An installer sets a commune up from the command line of the machine, and a program reads what was printed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from broadcast_server.cli import feeds, people, places
+
+Errand = Callable[..., Any]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs a command on a data folder of its own."""
+    monkeypatch.setenv("LOA_DATA_DIR", str(tmp_path))
+    runner = CliRunner()
+    apps = {"place": places.app, "user": people.users, "token": people.tokens, "feed": feeds.app}
+
+    def run(noun: str, *arguments: str) -> Result:
+        return runner.invoke(apps[noun], arguments)
+
+    return run
+
+
+def told(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_commune_is_set_up_from_the_command_line(machine: Callable[..., Result], tmp_path: Path):
+    assert told(machine("place", "add", "Xã Mô Phỏng", "--id", "x1", "--json"))["id"] == "x1"
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"max_minutes_per_day": 60}', encoding="utf-8")
+    assert told(machine("place", "policy", "x1", "--set", str(policy), "--json"))["from_unit_id"] == "x1"
+    user = told(machine("user", "add", "lan", "--name", "Lan", "--role", "commune_head", "--unit", "x1", "--json"))
+    assert user["grants"][0]["role"] == "commune_head"
+    assert machine("token", "create", "lan").stdout.startswith("loa_")
+    (token,) = told(machine("token", "list", "lan", "--json"))
+    assert told(machine("token", "revoke", "lan", token["id"], "--json"))["revoked_at"]
+    pushed = told(machine("feed", "add", "Đài (mô phỏng)", "--unit", "x1", "--push", "--json"))
+    assert (pushed["mount"], pushed["user"], len(pushed["password"])) == ("dai-mo-phong", "source", 24)
+    rotated = told(machine("feed", "rotate", pushed["id"], "--json"))
+    assert rotated["password"] != pushed["password"]
+    offer = told(machine("feed", "offer", pushed["id"], "x1", "--basis", "CV 1", "--valid-to", "2027-01-01", "--json"))
+    assert offer["valid_to"] == "2027-01-01 00:00:00+07:00"
+    assert told(machine("feed", "withdraw", offer["id"], "--json"))["withdrawn_at"]
+    (listed,) = told(machine("feed", "list", "--json"))
+    assert "password" not in listed
+
+
+def test_a_refused_errand_says_so_in_vietnamese_and_fails(machine: Callable[..., Result]):
+    result = machine("token", "create", "khong-co")
+    assert result.exit_code == 1
+    assert "Không có người dùng này." in result.stderr
+
+
+def test_a_feed_is_either_pushed_or_pulled(machine: Callable[..., Result]):
+    assert machine("feed", "add", "X", "--unit", "x1").exit_code == 2
+    assert machine("feed", "add", "X", "--unit", "x1", "--push", "--url", "http://127.0.0.1/a.mp3").exit_code == 2
