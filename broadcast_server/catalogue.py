@@ -5,8 +5,8 @@ templates and forms can install the same objects. The source is `locale/codes/<n
 (`code: {vi: …, en: …}`), because whoever writes a code writes both sentences at once and no compiled file can be stale.
 
 A maintainer must not break: (1) a missing sentence is never an error: the code is shown and counted in `unknown`;
-(2) placeholders are names of facts (`{field}`), and a fact that is missing shows as `…`; (3) a code has one home:
-the same code in two files is refused at load.
+(2) placeholders are names of facts (`{field}`), and a fact that is missing shows as `…`; (3) a code has one home
+(a test looks; at run time the first file wins).
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def entries() -> Mapping[str, Mapping[str, str]]:
             continue
         told = yaml.load(source.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 - a safe loader
         for code, sentences in told.items():
-            if code in found or not isinstance(sentences, dict):
+            if not isinstance(sentences, dict):
                 raise Corrupt("catalogue_damaged", file=source.name, entry=str(code))
-            found[str(code)] = sentences
+            found.setdefault(str(code), sentences)
     return found
 
 

@@ -27,9 +27,16 @@ _UPLOADS: Final = ("multipart/", "audio/", "video/", "application/octet-stream",
 class Front:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, *, state: Mapping[str, Any], allowed_hosts: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        state: Mapping[str, Any],
+        allowed_hosts: Collection[str],
+        upload_limit_bytes: int = UPLOAD_LIMIT_BYTES,
+    ) -> None:
         """`state` goes into every request's state. `allowed_hosts`: names without port; `*` allows all."""
-        self._app, self._state = app, dict(state)
+        self._app, self._state, self._upload_limit_bytes = app, dict(state), upload_limit_bytes
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +52,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit_bytes = _limit_of(headers)
+        limit_bytes = self._limit_of(headers)
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit_bytes:
             await _refuse(Invalid("body_too_large", limit_bytes=limit_bytes), 413, scope, receive, send)
@@ -69,6 +76,11 @@ class Front:
 
         await self._app(scope, counted, dressed)
 
+    def _limit_of(self, headers: Headers) -> int:
+        """Much only for uploads of somebody who shows a token, whoever that proves to be."""
+        is_upload = headers.get("content-type", "").lower().startswith(_UPLOADS)
+        return self._upload_limit_bytes if is_upload and "authorization" in headers else JSON_LIMIT_BYTES
+
 
 async def _refuse(error: BroadcastError, status: int, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
@@ -84,9 +96,3 @@ def _host_of(headers: Headers) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]
-
-
-def _limit_of(headers: Headers) -> int:
-    """Much only for uploads of somebody who shows a token, whoever that proves to be."""
-    is_upload = headers.get("content-type", "").lower().startswith(_UPLOADS)
-    return UPLOAD_LIMIT_BYTES if is_upload and "authorization" in headers else JSON_LIMIT_BYTES

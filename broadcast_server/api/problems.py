@@ -92,7 +92,7 @@ class Problem(BaseModel):
 
 
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {"description": "Problem (RFC 9457)", "model": Problem, "content": {MEDIA_TYPE: {}}},
+    "default": {"description": "Problem (RFC 9457)", "model": Problem},
 }
 """For the description: every operation may answer with a problem."""
 

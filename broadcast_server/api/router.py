@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from broadcast_server.api import clusters, feeds, nodes, people, problems, system, units
-from broadcast_server.api.front import Front
+from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.store import system as rows
@@ -35,6 +35,20 @@ class Readiness(BaseModel):
     parts: dict[str, bool]
 
 
+class Api(FastAPI):
+    """FastAPI, describing problems under their own media type."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; made once."""
+        if self.openapi_schema is None:
+            for operations in super().openapi()["paths"].values():
+                for operation in operations.values():
+                    told = operation.get("responses", {}).get("default", {}).get("content", {})
+                    if "application/json" in told:
+                        told[problems.MEDIA_TYPE] = told.pop("application/json")
+        return super().openapi()
+
+
 def build_router() -> APIRouter:
     """Every noun under `/api/v1`."""
     router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
@@ -49,14 +63,16 @@ def create_api(
     allowed_hosts: Collection[str] = LOCAL_HOSTS,
     parts: Callable[[], Mapping[str, bool]] = dict,
     registry: CollectorRegistry = REGISTRY,
+    upload_limit_bytes: int = UPLOAD_LIMIT_BYTES,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
     `allowed_hosts`: host names this origin is reached by (`*`: any); `parts`: name of each part of the engine room and
-    whether it is ready, for `/readyz`; `registry`: counters for `/metrics`.
+    whether it is ready, for `/readyz`; `registry`: counters for `/metrics`; `upload_limit_bytes`: largest body that is
+    not JSON.
     """
-    app = FastAPI(
+    app = Api(
         title="Loa: control server of grassroots radio",
         version=version("loa"),
         summary="Truyền thanh cơ sở: what should sound, where and when, and the proof that it did.",
@@ -70,7 +86,7 @@ def create_api(
     problems.install(app)
     app.include_router(build_router())
     app.include_router(_machine_router(desk, parts, registry))
-    app.add_middleware(Front, state={"desk": desk}, allowed_hosts=allowed_hosts)
+    app.add_middleware(Front, state={"desk": desk}, allowed_hosts=allowed_hosts, upload_limit_bytes=upload_limit_bytes)
     return app
 
 

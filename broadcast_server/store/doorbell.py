@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 from sqlalchemy.engine import URL
 
 from broadcast_server.domain.clock import Clock
+from broadcast_server.domain.errors import Unavailable
+
+if TYPE_CHECKING:
+    import psycopg
 
 LOOK_EVERY_S = 0.5
 CHANNEL = "loa_doorbell"
@@ -119,22 +121,22 @@ class PostgresEar:
         self._connection: psycopg.Connection | None = None
 
     def look(self) -> bool:
-        """Whether another store rang. Raises `psycopg.Error` when the database is away; the next look connects anew."""
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
-            connection.execute(f"LISTEN {CHANNEL}")
-            return True  # what rang before is not known
+        """Whether another store rang. Raises `Unavailable` when the database is away; the next look connects anew."""
+        import psycopg  # noqa: PLC0415 - a server on SQLite starts without it
+
         try:
-            notes = list(connection.notifies(timeout=0))  # all of them: what is left behind is lost
-        except psycopg.Error:
+            if self._connection is None:
+                self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+                self._connection.execute(f"LISTEN {CHANNEL}")
+                return True  # what rang before is not known
+            notes = list(self._connection.notifies(timeout=0))  # all of them: what is left behind is lost
+        except psycopg.Error as error:
             self.close()
-            raise
+            raise Unavailable("store_unavailable") from error
         return any(note.payload != self._own_name for note in notes)
 
     def close(self) -> None:
         """Hang up. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(psycopg.Error, sqlite3.Error):
-                connection.close()
+            connection.close()

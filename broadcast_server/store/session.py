@@ -20,11 +20,10 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import psycopg.errors
 import sqlalchemy
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -94,8 +93,7 @@ class Store:
         `fn` must only use its session: no waiting, no files. Rows it returns stay readable. Raises what `fn` raises,
         `Conflict` where rows contradict each other, `Unavailable` when the database is away, busy or its disk full.
         """
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         if not self._is_sqlite:
             return await self._executor.run(self._write, fn, ring)
         async with self._writing:
@@ -237,7 +235,7 @@ def _typed_errors() -> Iterator[None]:
         if typed is None:
             raise
         raise typed from error
-    except (sqlite3.Error, psycopg.Error) as error:
+    except sqlite3.Error as error:
         raise Unavailable("store_unavailable") from error
     except PoolTimeoutError as error:
         raise Unavailable("store_busy") from error
@@ -260,7 +258,7 @@ def _typed(error: DBAPIError) -> BroadcastError | None:
         error.connection_invalidated
         or state[:2] in {"08", "53", "57", "58"}
         or name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM"))
-        or (isinstance(cause, psycopg.OperationalError) and not state)
+        or (isinstance(error, OperationalError) and not state and not name)  # PostgreSQL: no connection was made
     ):
         return Unavailable("store_unavailable")
     return None
