@@ -629,11 +629,13 @@ class PushConnection:
             if self._ogg is not None and self.bytes_dropped:
                 yield self._ogg.pages
             while True:
-                while self._chunks:
-                    chunk = self._chunks.popleft()
-                    self._size -= len(chunk)
+                if self._chunks:
+                    waiting = b"".join(self._chunks)  # all at once: a source may send frame by frame
+                    self._chunks.clear()
+                    self._size = 0
                     self._changed.set()
-                    yield chunk
+                    yield waiting
+                    continue
                 if self.end_reason is not None:
                     if self.end_reason == "clean":
                         return
