@@ -57,8 +57,10 @@ def to_float(pcm: Pcm) -> Samples:
 
 def to_pcm(samples: Samples) -> Pcm:
     """float32 → int16, rounded to nearest, clipped at full scale."""
-    scaled = np.rint(samples * np.float32(FULL_SCALE))
-    pcm: Pcm = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+    scaled = samples * np.float32(FULL_SCALE)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1, out=scaled)
+    pcm: Pcm = scaled.astype("<i2")
     return pcm
 
 

@@ -102,7 +102,7 @@ class Meter:
         whole = len(waiting) // STEP_SAMPLES * STEP_SAMPLES
         steps = to_float(waiting[:whole]).reshape(-1, STEP_SAMPLES)
         self._powers.append(np.einsum("ij,ij->i", steps, steps) / np.float32(STEP_SAMPLES))
-        self._peaks.append(np.maximum(steps.max(axis=1), -steps.min(axis=1)))
+        self._peaks.append(np.abs(steps, out=steps).max(axis=1))
         self._rest = waiting[whole:].copy()
 
     def report(self, *, target_lufs: float = TARGET_LUFS, ceiling_dbtp: float = CEILING_DBTP) -> LoudnessReport:
@@ -269,14 +269,16 @@ def _allowed(past: Samples, block: Samples, future: Samples, ceiling: float) -> 
 
 
 def _released(asked: npt.NDArray[np.float64], release: float) -> tuple[npt.NDArray[np.float64], float]:
-    """The gain of each step when it may rise by `_RELEASE` a step only; and the last, for the next block."""
+    """The gain of each step when it may rise by `_RELEASE` a step only; and the last, for the next block.
+
+    `r[k] = min(asked[k], r[k-1]·R)` without a loop: in logarithms, with the slope taken out, it is a running minimum.
+    """
     if release >= 1.0 and asked.min() >= 1.0:
         return asked, 1.0
-    limits = np.empty_like(asked)
-    for at, most in enumerate(asked.tolist()):
-        release = min(most, release * _RELEASE)
-        limits[at] = release
-    return limits, release
+    slope = math.log(_RELEASE) * np.arange(1, len(asked) + 1)
+    logs = np.concatenate(([math.log(release)], np.log(asked) - slope))
+    limits: npt.NDArray[np.float64] = np.exp(np.minimum.accumulate(logs)[1:] + slope)
+    return limits, float(limits[-1])
 
 
 def _between_nodes(nodes: npt.NDArray[np.float64], count: int) -> Samples:

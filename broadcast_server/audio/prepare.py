@@ -27,8 +27,6 @@ import av
 from broadcast_server.audio.assets import AssetStore, StoredAsset
 from broadcast_server.audio.ffmpeg import FileFormat, Limits, Sandbox, concat_files_argv, decode_file_argv, probe_argv
 from broadcast_server.audio.formats import (
-    FRAME_BYTES,
-    FRAME_SAMPLES,
     SAMPLE_BYTES,
     SAMPLE_RATE_HZ,
     Pcm,
@@ -42,6 +40,7 @@ from broadcast_server.supervise import Executor
 log = get_logger()
 
 LONGEST_S: Final = 7_200
+_GRACE_S: Final = 0.5  # an MP3 of two hours sounds up to 0.1 s longer, by its encoder's padding
 KBPS: Final = 24
 # Of 10 min: complexity 0 costs 2.5 s of CPU, 5 costs 3.6 s, 10 costs 11.2 s; 5 is also what live streams use.
 COMPLEXITY: Final = 5
@@ -110,7 +109,7 @@ async def prepare_joined(
             [(name, FileFormat.OGG) for name in names], longest_s=longest_s + 1, output=f"pipe:{pcm.fileno()}"
         )
         await _run_decoder(argv, sources, sandbox, pcm, FileFormat.OGG)
-        if _pcm_s(pcm) > longest_s:
+        if _pcm_s(pcm) > longest_s + _GRACE_S:
             raise Invalid("too_long", field="items", longest_s=longest_s)
         return await executor.run(_finish, pcm, assets, kbps)
 
@@ -121,14 +120,14 @@ async def _decoded(
 ) -> AsyncIterator[IO[bytes]]:
     kind = await executor.run(recognise, source)
     declared_s = await _probe(source, kind, sandbox)
-    if declared_s is not None and declared_s > longest_s:
+    if declared_s is not None and declared_s > longest_s + _GRACE_S:
         raise Invalid("too_long", field="file", longest_s=longest_s, declared_s=round(declared_s))
     with assets.scratch(needs_bytes=round((declared_s or 0.0) * SAMPLE_RATE_HZ) * SAMPLE_BYTES) as pcm:
         [name] = sandbox.names([source])
         argv = decode_file_argv(name, kind, longest_s=longest_s + 1, output=f"pipe:{pcm.fileno()}")
         await _run_decoder(argv, [source], sandbox, pcm, kind)
         decoded_s = _pcm_s(pcm)
-        if decoded_s > longest_s:
+        if decoded_s > longest_s + _GRACE_S:
             raise Invalid("too_long", field="file", longest_s=longest_s)
         if declared_s is not None and decoded_s < declared_s - _slack_s(kind, declared_s):
             raise Invalid("truncated", field="file", declared_s=round(declared_s, 1), decoded_s=round(decoded_s, 1))
@@ -201,27 +200,12 @@ def encode_opus(blocks: Iterator[Pcm], made: Path, *, kbps: int = KBPS, complexi
         }
         stream.time_base = Fraction(1, SAMPLE_RATE_HZ)
         at = 0
-        for block in _framed(blocks):
-            for start in range(0, len(block), FRAME_BYTES):
-                part = block[start : start + FRAME_BYTES]
-                frame = av.AudioFrame(format="s16", layout="mono", samples=len(part) // SAMPLE_BYTES, align=1)
-                frame.planes[0].update(bytes(part))
-                frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, at
-                at += frame.samples
-                container.mux(stream.encode(frame))
+        for block in blocks:  # the encoder cuts it into packets itself
+            frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE_HZ, at, Fraction(1, SAMPLE_RATE_HZ)
+            at += len(block)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def _framed(blocks: Iterator[Pcm]) -> Iterator[memoryview]:
-    """The same samples as bytes in blocks of whole frames, the last one excepted."""
-    rest = b""
-    for block in blocks:
-        waiting = rest + block.tobytes() if rest or len(block) % FRAME_SAMPLES else block.tobytes()
-        whole = len(waiting) // FRAME_BYTES * FRAME_BYTES
-        yield memoryview(waiting)[:whole]
-        rest = waiting[whole:]
-    if rest:
-        yield memoryview(rest)
 
 
 # ----------------------------------------------------------------------------------------------------------- ffmpeg

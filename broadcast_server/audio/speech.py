@@ -9,6 +9,7 @@ notice is a wrong notice. Numbers are read as Vietnamese schools teach it: mươ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
 import re
@@ -90,8 +91,9 @@ class EspeakSpeaker:
         try:
             async with child, asyncio.timeout(_SPEAKING_TIMEOUT_S):
                 # The whole text goes in first: the engine reads to the end of its input before the first sound.
-                await child.write(text.encode() + b"\n")
-                await child.end_input()
+                with contextlib.suppress(Unavailable):  # it ended already; its exit code says why
+                    await child.write(text.encode() + b"\n")
+                    await child.end_input()
                 while chunk := await child.stdout.read(1 << 16):
                     wav += chunk
                     if len(wav) > _LONGEST_SPEECH_BYTES:
@@ -191,7 +193,7 @@ def _shipped() -> _Lexicon:
     return _Lexicon(told["abbreviations"], told["units"], told["letters"])
 
 
-_NUMBER: Final = r"\d+(?:\.\d{3})*(?:,\d+)?(?!\d)|\d+\.\d+"
+_NUMBER: Final = r"(?:\d+\.(?:\d{1,2}|\d{4,})(?!\.?\d)|\d+(?:\.\d{3})*(?:,\d+)?(?!\d))"
 _ROMAN: Final = r"(?:X{0,3}(?:IX|IV|V?I{1,3}|V)|X{1,3})"
 _ROMAN_AFTER: Final = (
     r"quý|khóa|khoá|kỳ|kì|lần thứ|lần|kỳ họp thứ|thứ|thế kỷ|thế kỉ|chương|phần|mục|hạng|cấp|loại|quân khu|vùng|đợt|"
@@ -365,6 +367,7 @@ def _times(text: str) -> str:
         return " ".join(words)
 
     text = re.sub(r"(\d(?:[hHg]|:[0-5]\d|[hHg][0-5]\d))\s*-\s*(?=\d{1,2}(?:[hHg:]))", r"\1 đến ", text)
+    text = re.sub(r"(?<![\d/])24/24\s?[hH]?(?![\w/])", "hai mươi bốn trên hai mươi bốn giờ", text)
     hour, sixty = r"(?P<hour>[01]?\d|2[0-4])", r"[0-5]\d"
     text = re.sub(
         rf"(?<![\d:.,/])\b{hour}(?:\s?[hH]|g(?=[0-5]\d))(?:(?P<minute>{sixty})(?:[mp'](?P<second>{sixty})s?)?)?p?(?![\w/])",

@@ -33,7 +33,7 @@ class Desk:
     """An operator's upload form: gives a file in and is told the reason, if any."""
 
     def __init__(self, assets: AssetStore, sandbox: Sandbox) -> None:
-        self.assets, self.sandbox = assets, sandbox
+        self.assets, self.sandbox, self.executor = assets, sandbox, InlineExecutor()
 
     async def reason(self, source: Path, longest_s: int = 7200) -> str:
         try:
@@ -77,7 +77,7 @@ def quarantine(tmp_path: Path) -> Path:
     (b"\x00\x00\x00\x20ftypM4A " + bytes(3000), "undecodable"),
 ], ids=lambda value: value if isinstance(value, str) else None)  # fmt: skip
 async def test_what_is_no_sound_is_named(desk: Desk, quarantine: Path, content: bytes, code: str):
-    quarantine.write_bytes(content)
+    await desk.executor.run(quarantine.write_bytes, content)
     assert await desk.reason(quarantine) == code
 
 
@@ -85,7 +85,7 @@ async def test_a_playlist_that_hides_behind_a_tag_is_never_opened_as_one(desk: D
     neighbour = tmp_path / "neighbour.mp3"
     neighbour.write_bytes(sample("announcement_a").path.read_bytes())
     for text in (f"#EXTM3U\n#EXTINF:8,\n{neighbour}\n", "ffconcat version 1.0\nfile neighbour.mp3\n"):
-        quarantine.write_bytes(b"ID3\x04\x00\x00\x00\x00\x00\x00" + text.encode())
+        await desk.executor.run(quarantine.write_bytes, b"ID3\x04\x00\x00\x00\x00\x00\x00" + text.encode())
         assert await desk.reason(quarantine) == "not_audio"
 
 
@@ -112,7 +112,7 @@ def fmt(channels: int, rate_hz: int, bits: int) -> bytes:
     (b"RIFF\x00\x00\x00\x00WAVE", "not_audio"),
 ])  # fmt: skip
 async def test_a_wav_is_not_believed(desk: Desk, quarantine: Path, content: bytes, code: str):
-    quarantine.write_bytes(content)
+    await desk.executor.run(quarantine.write_bytes, content)
     assert await desk.reason(quarantine) == code
 
 
@@ -146,8 +146,9 @@ async def test_a_recording_that_hides_its_length_is_refused_by_what_it_is(desk: 
 
 async def test_a_bomb_of_24_hours_of_silence_in_a_small_file_costs_next_to_nothing(desk: Desk, tmp_path: Path):
     bomb = tmp_path / "bomb.flac"
-    bomb.write_bytes(silent_flac(hours=24, tells=True))
-    assert bomb.stat().st_size < 400_000
+    content = silent_flac(hours=24, tells=True)
+    assert len(content) < 400_000
+    bomb.write_bytes(content)
     async with asyncio.timeout(5):
         assert await desk.reason(bomb) == "too_long"
 

@@ -30,6 +30,12 @@ from broadcast_server.domain.errors import Unavailable
 from simulation.samples import sample
 from tests.support.tones import hear
 
+BRISK = Limits()
+LIVE_CHAIN = (
+    "[0:a:0]aresample=48000[s0];[s0]aformat=channel_layouts=mono[s1];"
+    "[s1]acompressor=attack=10:knee=4:makeup=4dB:ratio=3:release=250:threshold=-20dB[s2];"
+    "[s2]alimiter=attack=5:level=disabled:level_in=1:level_out=1:limit=-1.5dB:release=50[s3]"
+)
 CODECS = (
     "mp3,mp3float,aac,flac,vorbis,opus,alac,pcm_u8,pcm_s16le,pcm_s24le,pcm_s32le,pcm_f32le,pcm_f64le,pcm_alaw,pcm_mulaw"
 )
@@ -59,9 +65,7 @@ def test_decoding_a_live_stream_says():
         "ffmpeg", "-f", "mp3", "-analyzeduration", "0", "-format_whitelist", "mp3", "-probesize", "4096",
         "-protocol_whitelist", "pipe", "-threads", "1", "-i", "pipe:0",
         "-filter_complex",
-        "[0:a:0]aresample=48000[s0];[s0]aformat=channel_layouts=mono[s1];"
-        "[s1]acompressor=attack=10:knee=4:makeup=4dB:ratio=3:release=250:threshold=-20dB[s2];"
-        "[s2]alimiter=attack=5:level=disabled:level_in=1:level_out=1:limit=-1.5dB:release=50[s3]",
+        LIVE_CHAIN,
         "-map", "[s3]", "-f", "s16le", "-ac", "1", "-acodec", "pcm_s16le", "-ar", "48000", "-dn",
         "-flush_packets", "1", "-map_chapters", "-1", "-map_metadata", "-1", "-sn", "-vn", "pipe:1",
         "-nostdin", "-hide_banner", "-nostats", "-v", "error",
@@ -117,7 +121,7 @@ async def each_sandbox(request: pytest.FixtureRequest) -> Sandbox:
         pytest.skip(f"{request.param} is refused here")
 
 
-async def said(sandbox: Sandbox, argv: list[str], reads: tuple[Path, ...] = (), limits: Limits = Limits()) -> str:
+async def said(sandbox: Sandbox, argv: list[str], reads: tuple[Path, ...] = (), limits: Limits = BRISK) -> str:
     child = sandbox.child(argv, name="test.child", reads=reads, limits=limits, stdout=False)
     async with child:
         code = await child.wait()
@@ -171,6 +175,19 @@ async def test_in_bubblewrap_it_does_not_even_see_other_files(tmp_path: Path):
     secret.write_bytes(sample("chime").path.read_bytes())
     told = await said(sandbox, probe_argv(str(secret), FileFormat.WAV))
     assert "No such file" in told
+
+
+@pytest.mark.parametrize("text", ["#EXTM3U\n#EXTINF:8,\n{0}\n", "ffconcat version 1.0\nfile {0}\n", "v=0\n{0}\n"])
+@pytest.mark.parametrize("kind", FileFormat)
+async def test_a_playlist_given_to_any_decoder_plays_nothing(
+    each_sandbox: Sandbox, tmp_path: Path, text: str, kind: FileFormat
+):
+    path = tmp_path / "upload.mp3"
+    path.write_text(text.format(sample("announcement_a").path))
+    [name] = each_sandbox.names([path])
+    child = each_sandbox.child(decode_file_argv(name, kind, longest_s=60), name="test.decode", reads=[path])
+    async with child:
+        assert await child.stdout.read(-1) == b""
 
 
 async def test_it_is_stopped_when_it_burns_too_much(each_sandbox: Sandbox):
