@@ -51,17 +51,17 @@ def bare_argv(source: Path, made: Path) -> list[str]:
     return [str(find_ffmpeg()), *argv[1:]]
 
 
-def material(folder: Path) -> Path:
-    """10 min of speech with pauses, a little noise and a hum: what a commune records; 44.1 kHz stereo, 128 kbit/s."""
+def material(folder: Path, seconds: int, *, endless: bool = False) -> Path:
+    """Speech with pauses, a little noise and a hum: what a commune records; 44.1 kHz stereo, 128 kbit/s."""
     speech = np.frombuffer(asyncio.run(EspeakSpeaker().say(NOTICE, Voice.NORTH)), "<i2").astype(np.float32) / 32_768
     once = np.concatenate((speech * 0.6, np.zeros(SAMPLE_RATE_HZ // 2, np.float32)))
     chance = np.random.default_rng(2)
     at_s = np.arange(len(once), dtype=np.float32) / SAMPLE_RATE_HZ
     hum = 0.01 * np.sin(2 * np.pi * 100 * at_s)
-    once = (once + chance.standard_normal(len(once)) * 0.004 + hum).astype(np.float32)
-    path = folder / "short.mp3"
-    argv = encode_pcm_argv(str(path), codec="libmp3lame", kbps=128, rate_hz=44_100, channels=2)
-    block, left = to_pcm(once).tobytes(), SHORT_S * SAMPLE_RATE_HZ * 2
+    once = np.asarray(once + chance.standard_normal(len(once)) * 0.004 + hum, np.float32)
+    path = folder / f"{seconds}.mp3"
+    argv = encode_pcm_argv(str(path), codec="libmp3lame", kbps=128, rate_hz=44_100, channels=2, endless=endless)
+    block, left = to_pcm(once).tobytes(), seconds * SAMPLE_RATE_HZ * 2
     with subprocess.Popen([str(find_ffmpeg()), *argv[1:]], stdin=subprocess.PIPE) as encoder:
         assert encoder.stdin is not None
         while left > 0:
@@ -71,14 +71,12 @@ def material(folder: Path) -> Path:
 
 
 def repeated(source: Path, times: int) -> Path:
-    """The same frames again and again, without the header frame that would tell a length of once."""
+    """The same frames again and again."""
     content = source.read_bytes()
-    first = content.index(b"\xff\xfb")
-    frames = content[content.index(b"\xff\xfb", first + 100) : -10_000]  # padding would add up to more than 2 h
     path = source.with_name("long.mp3")
     with path.open("wb") as file:
         for _ in range(times):
-            file.write(frames)
+            file.write(content)
     return path
 
 
@@ -163,8 +161,9 @@ def run() -> dict[str, Any]:
     """The figures and the bars."""
     folder = Path(tempfile.mkdtemp(prefix="prepare-"))
     try:
-        short = material(folder)
-        long = repeated(short, LONG_S // SHORT_S)
+        short = material(folder, SHORT_S)
+        # A second less each time: MP3's padding must not add up to more than 2 h.
+        long = repeated(material(folder, SHORT_S - 1, endless=True), LONG_S // SHORT_S)
         ours: list[float] = []
         bare: list[float] = []
         told: dict[str, Any] = {}

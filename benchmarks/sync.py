@@ -1,10 +1,10 @@
 """Do a hundred poles sound together? 100 recorded nodes, clocks ±500 ms wrong and ±50 ppm off, one process.
 
-A minimal real server side (mosquitto, signed plans, time answers, assets over HTTP, a relay) drives `firmware-sim run` as a
-child; everything is measured in the WAV files the nodes' output stages wrote on the true clock, by the ear, which takes the
-onset of each programme's own pair of tones. `start error` is |onset - planned start| over all nodes and segments; `skew` is
-latest minus earliest node of one segment, over the segments (its p99 is, with so few segments, the worst one);
-`pair_skew_ms_p99` is the same over all pairs of nodes of all segments.
+A minimal real server side (mosquitto, signed plans, time answers, assets over HTTP, a relay) drives `firmware-sim
+run` as a child; everything is measured in the WAV files the nodes' output stages wrote on the true clock, by the ear,
+which takes the onset of each programme's own pair of tones. `start error` is |onset - planned start| over all nodes
+and segments; `skew` is latest minus earliest node of one segment, over the segments (its p99 is, with so few
+segments, the worst one); `pair_skew_ms_p99` is the same over all pairs of nodes of all segments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`firmware-sim run`: a fleet of nodes against a real server. Exit 0 done, 2 usage, 3 could not start, 1 a node died."""
+"""`firmware-sim run`: nodes against a real server. Exit 0 done, 2 usage, 3 could not start, 1 a node died."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The node's stock of recorded sound: fetched by hash, checked against it, resumed where it broke, kept within a quota.
+"""The node's stock of recorded sound: fetched by hash, checked against it, resumed where it broke, kept within a
+quota.
 
-A file is not there until its last byte was hashed and the hash was right; a wrong one is deleted and never sounded. Fetching
-spreads itself by jitter over the time until first use. Over plain HTTP with the node's own token: Range and If-Range
-(RFC 9110 §13.1.5) with the hash as the validator.
+A file is not there until its last byte was hashed and the hash was right; a wrong one is deleted and never sounded.
+Fetching spreads itself by jitter over the time until first use. Over plain HTTP with the node's own token: Range and
+If-Range (RFC 9110 §13.1.5) with the hash as the validator.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class AssetCounts:
 
 
 class FetchFailed(OSError):  # noqa: N818 - reads as what happened
-    """This attempt is over; another may follow."""
+    """An attempt is over; another may follow."""
 
 
 class AssetKeeper:

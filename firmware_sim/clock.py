@@ -1,10 +1,10 @@
 """The node's own, wrong clock, and how it learns the server's time over MQTT.
 
-True time exists only outside the node: `TrueTime` drives crystal, sound card and recording; the firmware reads nothing but
-`DeviceClock.now_ns` and signed answers. Facts to keep: an answer is worth `delay / 2` at best, so the quickest exchanges
-carry the estimate (min-RTT filter, as NTP's clock filter, RFC 5905 §10) and a line through them carries the drift; the
-estimate slews below 500 ms and steps above, and only exchanges signed by the server move it; the estimate is a closed
-function of the device's clock, so a player may ask it about the near future.
+True time exists only outside the node: `TrueTime` drives crystal, sound card and recording; the firmware reads
+nothing but `DeviceClock.now_ns` and signed answers. Facts to keep: an answer is worth `delay / 2` at best, so the
+quickest exchanges carry the estimate (min-RTT filter, as NTP's clock filter, RFC 5905 §10) and a line through them
+carries the drift; the estimate slews below 500 ms and steps above, and only exchanges signed by the server move it;
+the estimate is a closed function of the device's clock, so a player may ask it about the near future.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TrueTime(Protocol):
 
 
 class MachineTime:
-    """True time of a real run: this machine's UTC at the start, then its monotonic clock (a step of it is no step here)."""
+    """True time of a real run: this machine's UTC at the start, then its monotonic clock."""
 
     def __init__(self) -> None:
         self._zero_ns = time.time_ns() - time.monotonic_ns()
@@ -96,7 +96,7 @@ class DeviceClock:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One question and its signed answer; instants in nanoseconds, `asked`/`arrived` by the device, the others by the server."""
+    """One question and its signed answer, in ns: `asked`, `arrived` by the device, the others by the server."""
 
     asked_ns: int
     received_ns: int
@@ -171,7 +171,7 @@ class Discipline:
         return self._heard
 
     def recall(self, remembered: Remembered, device_ns: int) -> bool:
-        """Begin with what was known before a reboot, if the device's clock is plausible (not behind, at most 60 days on)."""
+        """Begin with what was known before a reboot, if the device's clock is not behind it and at most 60 days on."""
         age_ns = device_ns - remembered.device_ns
         if not 0 <= age_ns <= 60 * 86_400 * SECOND:
             return False
@@ -219,7 +219,7 @@ class Discipline:
         return True
 
     def _fit(self, now_ns: int) -> _Line:
-        """A weighted line through the exchanges; the slope is held near 0 by what crystals are, until the span tells more."""
+        """A weighted line through the exchanges; what crystals are holds the slope near 0 until the span tells more."""
         quickest_ns = min(exchange.delay_ns for exchange in self._exchanges)
         base_ns = self._exchanges[-1].offset_ns
         weight = lean = lean2 = value = cross = 0.0

@@ -2,8 +2,9 @@
 
 A fresh Opus decoder is wrong for its first 80 ms (measured: 2-14 dB SNR), so a decoder is kept for as long as packets
 follow one another, and after a gap the first 80 ms only warm it up. What the nodes of one process share is a pure
-function of bytes each of them has verified itself: decoded stretches of an asset by its hash (`SoundLibrary`), and decoded
-batches by the whole chain of packets since the decoder was new (`DecodeCache`), which is what a decoder's output depends on.
+function of bytes each of them has verified itself: decoded stretches of an asset by its hash (`SoundLibrary`), and
+decoded batches by the whole chain of packets since the decoder was new (`DecodeCache`), which is what a decoder's
+output depends on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Final, Protocol, TypeVar, cast
 import av
 import numpy as np
 import numpy.typing as npt
-from av.audio.codeccontext import AudioCodecContext
 
 Pcm = npt.NDArray[np.int16]
 T = TypeVar("T")
@@ -165,7 +165,7 @@ class _Frames:
                 self._is_over = True
                 break
             if at < 0:
-                # Ogg Opus counts its priming samples before zero; libav takes them off, and the first frame says where it is.
+                # libav takes Ogg Opus's priming samples off; the first frame says where it is.
                 at = max(0, frame.pts or 0)
             part = _mono(frame)
             parts.append(part)
@@ -237,7 +237,7 @@ class StreamDecoder:
     """libopus for one uninterrupted run of packets."""
 
     def __init__(self) -> None:
-        context = cast("AudioCodecContext", av.CodecContext.create("libopus", "r"))
+        context = av.CodecContext.create("libopus", "r")
         context.extradata = opus_head()
         context.sample_rate = SAMPLE_RATE_HZ
         context.layout = "mono"

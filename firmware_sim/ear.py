@@ -1,9 +1,9 @@
 """What sounded, and when: the ear turns "a message was sent" into "a sound came out".
 
-Test programmes are pairs of tones (28 pairs out of 8). Coarse windows of 50 ms name the pair (Goertzel's sums, written as
-one matrix product), then the onset is refined on the envelope of each tone: over a 10 ms box all multiples of 100 Hz are
-orthogonal, so whatever sounded before (silence, another pair) does not leak in, and the rising envelope crosses half its
-height exactly at the onset. Good to well under 1 ms on clean sound and to about 1 ms through Opus.
+Test programmes are pairs of tones (28 pairs out of 8). Coarse windows of 50 ms name the pair (Goertzel's sums,
+written as one matrix product), then the onset is refined on the envelope of each tone: over a 10 ms box all multiples
+of 100 Hz are orthogonal, so whatever sounded before (silence, another pair) does not leak in, and the rising envelope
+crosses half its height exactly at the onset. Good to well under 1 ms on clean sound and to about 1 ms through Opus.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What goes wrong in the field, as verbs: each docstring names the failure it imitates.
 
-A timeline (`--faults FILE`, YAML or JSON) is a list of `{at_s, node, verb, args}`; `node` is an index or an id, `"*"` all.
+A timeline (`--faults FILE`, YAML or JSON) is a list of `{at_s, node, verb, args}`; `node` is an index or an id, `"*"`
+all.
 """
 
 from __future__ import annotations

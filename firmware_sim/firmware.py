@@ -1,8 +1,8 @@
 """One life of a node, from power-on to power-off: session, trust, plan, clock, stock, player and log, joined.
 
-What must survive is on the disk before it is acted upon; everything else is in this object and dies with it. The order at
-power-on: memory, keys, plan (so a node without network already plays), then the network. All of a node runs in the one
-loop as named tasks; only disk work and decoding leave it, through the kit's `offload`.
+What must survive is on the disk before it is acted upon; everything else is in this object and dies with it. The
+order at power-on: memory, keys, plan (so a node without network already plays), then the network. All of a node runs
+in the one loop as named tasks; only disk work and decoding leave it, through the kit's `offload`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import httpx
@@ -305,7 +306,7 @@ class Firmware:
             batch = dict(self._pending)
             self._pending.clear()
             if now_ms is None:
-                # Orders, plans and alerts wait for trusted time, which the same link brings within a second; keys do not.
+                # All but keys wait for trusted time, which the same link brings within a second.
                 later = {topic: raw for topic, raw in batch.items() if not topic.endswith(f"/{UnitKeys.leaf}")}
                 for topic, raw in later.items():
                     del batch[topic]
@@ -324,23 +325,26 @@ class Firmware:
 
     def _judge(self, batch: dict[str, bytes], now_ms: int | None) -> None:
         """Verify messages, keys first; what is obeyed is taken over (and stored by the caller before it acts)."""
-        learned = False
-        for unit in self.gate.path:
-            topic = str(UnitKeys(unit))
-            if topic in batch and self.gate.keys(unit, batch[topic], now_ms):
-                learned = True
-                self._memory.messages[topic] = batch[topic]
-        if learned:
+        path = self.gate.path
+        if self._learn_keys(batch, path, now_ms):
             for topic, raw in self._held.items():
                 batch.setdefault(topic, raw)
             self._held.clear()
             self._probe_now.set()
         self._judged(batch, str(NodeConfig(self.node_id)), now_ms, self._take_config)
+        self._learn_keys(batch, tuple(unit for unit in self.gate.path if unit not in path), now_ms)
         for unit in self.gate.path:
-            self._judged(
-                batch, str(UnitAlert(unit)), now_ms, lambda raw, now, unit=unit: self._take_alerts(unit, raw, now)
-            )  # type: ignore[misc]
+            self._judged(batch, str(UnitAlert(unit)), now_ms, partial(self._take_alerts, unit))
         self._judged(batch, str(NodePlan(self.node_id)), now_ms, self._take_plan)
+
+    def _learn_keys(self, batch: dict[str, bytes], units: tuple[str, ...], now_ms: int | None) -> bool:
+        learned = False
+        for unit in units:
+            topic = str(UnitKeys(unit))
+            if topic in batch and self.gate.keys(unit, batch[topic], now_ms):
+                learned = True
+                self._memory.messages[topic] = batch[topic]
+        return learned
 
     def _judged(
         self, batch: dict[str, bytes], topic: str, now_ms: int | None, take: Callable[[bytes, int | None], bool]
@@ -360,6 +364,7 @@ class Firmware:
             return False
         self.situation.config = config
         self.gate.path = config.path or self.gate.path
+        self._merge_alerts()
         self.assets.assets_url = config.assets_url
         return True
 
@@ -368,11 +373,14 @@ class Firmware:
         if alerts is None:
             return False
         self._alert_sets[unit] = alerts
-        sets = self._alert_sets.values()
+        self._merge_alerts()
+        return True
+
+    def _merge_alerts(self) -> None:
+        sets = [alerts for unit, alerts in self._alert_sets.items() if unit in self.gate.path]
         self.situation.alerts = AlertsInForce(
             tuple(alert for one in sets for alert in one.alerts), any(one.stop_all is not None for one in sets)
         )
-        return True
 
     def _take_plan(self, raw: bytes, now_ms: int | None) -> bool:
         plan = self.gate.plan(raw, now_ms)
@@ -536,7 +544,7 @@ class Firmware:
     # -- listening ----------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Subscribe to what concerns this node, streams only around their time. Keys first: the rest is judged by them."""
+        """Subscribe to what concerns this node (keys first: they judge the rest), streams only around their time."""
         node, path = self.node_id, self.gate.path
         topics = [UnitKeys(unit) for unit in path]
         own = [NodeAck(node), NodeConfig(node), *(UnitAlert(unit) for unit in path), NodePlan(node), NodeOrder(node)]

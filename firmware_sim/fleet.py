@@ -1,8 +1,9 @@
 """Many nodes in one process and one loop: no thread or child per node.
 
-What is shared is in the `Kit`: true time, one HTTP connection pool, two worker threads for disk and decoding, and caches of
-pure functions of bytes every node has verified itself (decoded stretches of an asset by hash, decoded batches by their
-chain, parsed plan bodies by hash). Each node has a session, clock, disk, stock, log, player and recording of its own.
+What is shared is in the `Kit`: true time, one HTTP connection pool, two worker threads for disk and decoding, and
+caches of pure functions of bytes every node has verified itself (decoded stretches of an asset by hash, decoded
+batches by their chain, parsed plan bodies by hash). Each node has a session, clock, disk, stock, log, player and
+recording of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -170,7 +172,7 @@ class Fleet:
         return SpeakerNode(
             identity,
             kit=kit,
-            make_link=lambda who, **calls: mqtt_link(who, true=self.true, chance=chance, **calls),
+            make_link=partial(mqtt_link, true=self.true, chance=chance),
             disk=Disk(options.identity_dir / identity.node_id, capacity_bytes=options.quota_bytes),
             chance=chance,
             clock=clock,

@@ -1,9 +1,9 @@
 """The jitter buffer of one live stream: batches in, samples at their media time out.
 
-Batches are verified against the head's own key before they are kept; they may come late, twice or out of order; what is
-missing when it is due is silence (counted), and after a gap the decoder starts anew with 80 ms of warm-up. Decoding happens
-at the last moment, in order. The media clock is data: sample m is due at `t0 + m/48 + playout_delay`, whatever the
-network did.
+Batches are verified against the head's own key before they are kept; they may come late, twice or out of order; what
+is missing when it is due is silence (counted), and after a gap the decoder starts anew with 80 ms of warm-up.
+Decoding happens at the last moment, in order. The media clock is data: sample m is due at `t0 + m/48 +
+playout_delay`, whatever the network did.
 """
 
 from __future__ import annotations
@@ -177,8 +177,9 @@ class StreamReceiver:
     ) -> tuple[Pcm, int, npt.NDArray[np.bool_] | None, float]:
         """Source samples for an output of `samples` samples that advances `step` source samples each.
 
-        Answers the source PCM (zeros where nothing came), the media index of its first sample, a mask of what came (None:
-        all of it) and the exact media position of the first output sample. The newest head that covers the instant wins;
+        Answers the source PCM (zeros where nothing came), the media index of its first sample, a mask of what came
+        (None: all of it) and the exact media position of the first output sample. The newest head that covers the
+        instant wins;
         the head before it speaks until its sound ends. While not `is_final`, a missing batch may still come: nothing
         behind it is decoded yet.
         """

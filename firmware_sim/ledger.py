@@ -1,8 +1,8 @@
 """What this node has sounded, segment by segment, told by what left the output and by nothing else.
 
-A segment opens with its first sample and closes when something else has the air. `heard_ms` counts the samples that left
-the horn as they were meant to, over the whole life of the segment (a segment that an alert interrupts goes on counting),
-so a later report of the same segment supersedes an earlier one.
+A segment opens with its first sample and closes when something else has the air. `heard_ms` counts the samples that
+left the horn as they were meant to, over the whole life of the segment (a segment that an alert interrupts goes on
+counting), so a later report of the same segment supersedes an earlier one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The node's MQTT session: one paho client per node, all of them in one asyncio loop, no thread anywhere.
 
-paho 2 (VERSION2 callbacks, MQTT 3.1.1) runs on its external-loop interface: the loop's reader and writer callbacks call
-`loop_read`/`loop_write`, a tick calls `loop_misc`. Connecting never blocks the loop: the socket (and the TLS handshake) is
-made ready here and handed to paho. The session is clean: everything that must survive is retained on the broker or kept
-by the node. Callbacks run in the loop and must not raise.
+paho 2 (VERSION2 callbacks, MQTT 3.1.1) runs on its external-loop interface: the loop's reader and writer callbacks
+call `loop_read`/`loop_write`, a tick calls `loop_misc`. Connecting never blocks the loop: the socket (and the TLS
+handshake) is made ready here and handed to paho. The session is clean: everything that must survive is retained on
+the broker or kept by the node. Callbacks run in the loop and must not raise.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class MqttLink:
         return self._is_up
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> bool:
-        """Hand over a message; False if there is no session (nothing is queued for later: the node keeps what matters)."""
+        """Hand over a message; False if there is no session (nothing waits here: the node keeps what matters)."""
         if not self._is_up:
             return False
         if qos == 0 and len(self._client._out_packet) > MAX_UNSENT:  # noqa: SLF001  paho has no public view of its backlog
@@ -283,7 +283,7 @@ class MqttLink:
         self._down.set()
 
     def _arrived(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._on_message(message.topic, message.payload)
+        self._on_message(message.topic, bytes(message.payload))
 
     def _socket_open(self, _client: mqtt.Client, _data: Any, sock: Any) -> None:
         self._loop.add_reader(sock, self._readable, sock)

@@ -1,7 +1,8 @@
-"""The box on the pole: `SpeakerNode` is the service, `.state` what one may look at, `.faults` the verbs that break it.
+"""The box on the pole: `SpeakerNode` is the service, `.state` what one may look at, `.faults` the verbs that break
+it.
 
-The box has a clock, a disk, a horn and maybe a microphone that records; a `Firmware` lives in it from one power-on to the
-next. Nothing but disk and clock survives a power cycle.
+The box has a clock, a disk, a horn and maybe a microphone that records; a `Firmware` lives in it from one power-on to
+the next. Nothing but disk and clock survives a power cycle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The sound card, the horn behind it, and the microphone in front: the only files that know true time as well as the node's.
+"""The sound card, the horn behind it, and the microphone in front: the only files that know true time as well as the
+node's.
 
-`Dac` consumes samples at 48 000 x crystal rate per true second whether or not any are there: a dry buffer is an underrun and
-sounds as silence. `Recorder` writes what left the horn on the *true* clock: sample k of NODE.wav is what sounded at
-`sample0_utc_ns + k/48 000 s`, gaps are zeros. Nothing here asks a scheduler anything.
+`Dac` consumes samples at 48 000 x crystal rate per true second whether or not any are there: a dry buffer is an
+underrun and sounds as silence. `Recorder` writes what left the horn on the *true* clock: sample k of NODE.wav is what
+sounded at `sample0_utc_ns + k/48 000 s`, gaps are zeros. Nothing here asks a scheduler anything.
 """
 
 from __future__ import annotations

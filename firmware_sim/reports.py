@@ -1,8 +1,8 @@
 """The device log: what the node reports, signed once, kept on its disk until the server has acknowledged it.
 
-`(boot_id, sequence)` makes an entry unique, so sending again is harmless. An entry is on the disk before it is sent; with a
-full disk it is kept in memory and counted. Unacknowledged entries are sent again with back-off and after every reconnect,
-a few at a time, so that a commune that comes back does not flood the server.
+`(boot_id, sequence)` makes an entry unique, so sending again is harmless. An entry is on the disk before it is sent;
+with a full disk it is kept in memory and counted. Unacknowledged entries are sent again with back-off and after every
+reconnect, a few at a time, so that a commune that comes back does not flood the server.
 """
 
 from __future__ import annotations

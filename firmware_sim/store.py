@@ -1,7 +1,7 @@
 """The node's flash: identity, what must be remembered before acting, the report journal, and room for assets.
 
-One folder per node. A file is replaced whole (write aside, fsync, rename, fsync of the folder), so a power cut leaves the
-old one or the new one. `Disk.is_full` is the fault that makes every write fail as a real full disk does.
+One folder per node. A file is replaced whole (write aside, fsync, rename, fsync of the folder), so a power cut leaves
+the old one or the new one. `Disk.is_full` is the fault that makes every write fail as a real full disk does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The node's gate: what came over the wire is obeyed only after every check here, else it is counted and forgotten.
 
-Checks in order: shape, signature, target, scope, time (`KeyRing.verify`), body, order (`Watermarks.admit`), class. A body
-is opened before its order is remembered, so a broken body cannot push the watermark up. Order is durable for everything
-but stream heads, whose lease of seconds is a better guard against replay than a flash write every 3 s.
+Checks in order: shape, signature, target, scope, time (`KeyRing.verify`), body, order (`Watermarks.admit`), class. A
+body is opened before its order is remembered, so a broken body cannot push the watermark up. Order is durable for
+everything but stream heads, whose lease of seconds is a better guard against replay than a flash write every 3 s.
 """
 
 from __future__ import annotations

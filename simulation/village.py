@@ -1,7 +1,9 @@
-"""A whole village on this machine, through public doors only: the real server, stations, and speaker nodes as processes.
+"""A whole village on this machine, through public doors only: the real server, stations, and speaker nodes as
+processes.
 
-The demo, the end-to-end tests and the benchmarks stand on it. Everything listens on 127.0.0.1 on free ports, is started by
-us and stopped by its process id. What is asked of the server is asked over its command line and its REST interface.
+The demo, the end-to-end tests and the benchmarks stand on it. Everything listens on 127.0.0.1 on free ports, is
+started by us and stopped by its process id. What is asked of the server is asked over its command line and its REST
+interface.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from broadcast_server.supervise import Child
+from broadcast_server.supervise import Child, SystemClock
 
 PROVINCE: Final = "tinh-mo-phong"
 COMMUNE: Final = "xa-mo-phong"
@@ -56,6 +58,7 @@ class Village:
     """Feed ids by name."""
     server: Child | None = None
     _client: httpx.AsyncClient | None = None
+    _clock: SystemClock = field(default_factory=SystemClock)
 
     @property
     def url(self) -> str:
@@ -104,7 +107,7 @@ class Village:
                 while not await self._is_ready():
                     if self.server.returncode is not None:
                         raise VillageError("the server ended: " + "\n".join(self.server.stderr_tail[-20:]))
-                    await asyncio.sleep(0.05)
+                    await self._clock.sleep(0.05)
         except TimeoutError:
             raise VillageError("the server is not ready: " + "\n".join(self.server.stderr_tail[-20:])) from None
 
@@ -124,7 +127,7 @@ class Village:
 
     # -- what an operator does
 
-    async def command(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+    async def command(self, *arguments: str) -> Any:
         """`broadcast-server …` with `--json`; what it printed. Raises `VillageError`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "broadcast_server", *arguments, "--json",
@@ -135,7 +138,7 @@ class Village:
             raise VillageError(f"broadcast-server {' '.join(arguments)}: {complaint.decode()[-2000:]}")
         return json.loads(told) if told.strip() else None
 
-    async def ask(self, method: str, path: str, **body: Any) -> Any:  # noqa: ANN401 - JSON
+    async def ask(self, method: str, path: str, **body: Any) -> Any:
         """A REST call as the administrator; the JSON it answered. Raises `VillageError` on a problem."""
         answer = await self.client.request(method, f"/api/v1{path}", json=body or None)
         if answer.is_error:
@@ -154,7 +157,8 @@ class Village:
         """A province with one commune, an administrator, and his token; the server need not run yet."""
         await self.command("place", "add", "Tỉnh mô phỏng", "--kind", "province", "--id", PROVINCE)
         await self.command("place", "add", "Xã mô phỏng", "--kind", "commune", "--id", COMMUNE, "--parent", PROVINCE)
-        await self.command("user", "add", "quantri", "--name", "Quản trị mô phỏng", "--role", "admin", "--unit", PROVINCE)
+        who = ("quantri", "--name", "Quản trị mô phỏng", "--role", "admin", "--unit", PROVINCE)
+        await self.command("user", "add", *who)
         self.token = (await self.command("token", "create", "quantri"))["token"]
 
     async def open_day_and_night(self) -> None:
@@ -183,7 +187,7 @@ class Village:
 
     @contextlib.asynccontextmanager
     async def nodes(self, count: int, *, identity: Path, arguments: Sequence[str] = ()) -> AsyncIterator[Child]:
-        """A fleet in a process of its own, enrolled with a fresh token; ended with SIGTERM so that it can finish its files."""
+        """A fleet in a process of its own, enrolled with a fresh token; SIGTERM lets it finish its files."""
         ticket = await self.ask("POST", "/enrolment-tokens", unit_id=COMMUNE, uses=count, valid_for_s=3_600)
         async with Child(
             [
@@ -208,7 +212,7 @@ class Village:
                         return ready
                     if fleet.returncode is not None:
                         raise VillageError("the fleet ended: " + "\n".join(fleet.stderr_tail[-20:]))
-                    await asyncio.sleep(0.25)
+                    await self._clock.sleep(0.25)
         except TimeoutError:
             raise VillageError(f"nodes are not ready: {json.dumps(found)[:3000]}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from broadcast_server.cli import backup, feeds, people, places, serve
+from broadcast_server.cli import assets, backup, feeds, people, places, schedules, serve
 
 app = typer.Typer(
     name="broadcast-server",
@@ -19,6 +19,8 @@ app.add_typer(people.users, name="user", help="People and their roles.")
 app.add_typer(people.tokens, name="token", help="Bearer tokens of the API.")
 app.add_typer(places.app, name="place", help="Org units and station policy.")
 app.add_typer(feeds.app, name="feed", help="Feeds, their offers and push credentials.")
+app.add_typer(schedules.app, name="schedule", help="Import, export and preview schedules.")
+app.add_typer(assets.app, name="assets", help="Audio by its hash.")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 A VEVENT is a schedule: UID is its key; DTSTART, RRULE, EXDATE and RDATE its rule in Vietnam's local time, DURATION a
 relay's length. What a calendar has no word for stands in `X-LOA-…` properties; a rule RFC 5545 cannot say (lunar,
-irregular grids) stands whole in `X-LOA-RULE` beside its next starts. An event without `X-LOA-CONTENT` is an announcement of its
+irregular grids) stands whole in `X-LOA-RULE` beside its next starts. An event without `X-LOA-CONTENT` announces its
 DESCRIPTION, for the importer to approve. Only schedules travel this way; content is named by key.
 
 Source: RFC 5545, by the `icalendar` package.
@@ -76,6 +76,8 @@ def _event(form: Mapping[str, Any], now: datetime) -> icalendar.Event:
         event.add("x-loa-target", f"{word}:{ref}")
     if "name" in form:
         event.add("x-loa-name", form["name"])
+    if "." in form.get("length", ""):  # DURATION knows whole seconds
+        event.add("x-loa-length", form["length"])
     for name in ("language", "max_wait", "order", "gain_db"):
         if name in form:
             event.add(f"x-loa-{name.replace('_', '-')}", str(form[name]))
@@ -188,7 +190,9 @@ def _form(event: Any, bulletins: list[dict[str, Any]]) -> dict[str, Any]:
         form["targets"] = [dict([str(target).split(":", 1)]) for target in listed if ":" in str(target)]
     form |= _when(event)
     length = event.get("duration")
-    if length is not None:
+    if "x-loa-length" in event:
+        form["length"] = str(event["x-loa-length"])
+    elif length is not None:
         form["length"] = duration_text(length.dt)
     elif event.get("dtend") is not None and "relay" in form:
         form["length"] = duration_text(_local(event["dtend"].dt) - _local(event["dtstart"].dt))

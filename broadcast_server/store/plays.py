@@ -7,9 +7,10 @@ the (start, id) of the last row seen, so rows that arrive meanwhile neither repe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
@@ -155,10 +156,52 @@ def broadcast(session: Session, broadcast_id: str) -> BroadcastRow:
     return row
 
 
+def broadcast_ids(
+    session: Session,
+    roots: Collection[str] | None,
+    on: date,
+    *,
+    schedule_id: str | None = None,
+    starts_from: datetime | None = None,
+    starts_before: datetime | None = None,
+    after: tuple[datetime, str] | None = None,
+    limit: int,
+) -> list[str]:
+    """Broadcasts that were planned for a place under `roots`, or belong to one; the latest first."""
+    query = select(BroadcastRow.id).order_by(BroadcastRow.starts_at.desc(), BroadcastRow.id.desc()).limit(limit)
+    if roots is not None:
+        inside = places.subtree_query(roots, on)
+        planned = select(PlayRow.broadcast_id).where(PlayRow.unit_id.in_(inside))
+        query = query.where(or_(BroadcastRow.unit_id.in_(inside), BroadcastRow.id.in_(planned)))
+    if schedule_id is not None:
+        query = query.where(BroadcastRow.schedule_id == schedule_id)
+    if starts_from is not None:
+        query = query.where(BroadcastRow.starts_at >= starts_from)
+    if starts_before is not None:
+        query = query.where(BroadcastRow.starts_at < starts_before)
+    if after is not None:
+        starts_at, broadcast_id = after
+        query = query.where(
+            or_(
+                BroadcastRow.starts_at < starts_at,
+                and_(BroadcastRow.starts_at == starts_at, BroadcastRow.id < broadcast_id),
+            )
+        )
+    return list(session.scalars(query))
+
+
 def proof_of(session: Session, broadcast_id: str, roots: Collection[str] | None, on: date) -> Proof:
     """The counts of one broadcast, at the places under `roots` on that date, None: everywhere. Raises `NotFound`."""
-    row = broadcast(session, broadcast_id)
+    broadcast(session, broadcast_id)
+    return proofs_of(session, (broadcast_id,), roots, on)[0]
+
+
+def proofs_of(session: Session, broadcast_ids: Sequence[str], roots: Collection[str] | None, on: date) -> list[Proof]:
+    """The counts of these broadcasts, in this order, in two queries."""
+    rows = {row.id: row for row in session.scalars(select(BroadcastRow).where(BroadcastRow.id.in_(broadcast_ids)))}
+    counts = {broadcast_id: _Count() for broadcast_id in rows}
     query = select(
+        PlayRow.broadcast_id,
         PlayRow.node_id,
         PlayRow.starts_at,
         PlayRow.ends_at,
@@ -166,38 +209,51 @@ def proof_of(session: Session, broadcast_id: str, roots: Collection[str] | None,
         PlayRow.heard_ms,
         PlayRow.underruns,
         PlayRow.judged_at,
-    ).where(PlayRow.broadcast_id == broadcast_id)
+    ).where(PlayRow.broadcast_id.in_(broadcast_ids))
     if roots is not None:
         query = query.where(PlayRow.unit_id.in_(places.subtree_query(roots, on)))
-    planned_nodes, heard_nodes = set(), set()
-    verdicts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
-    planned_ms = heard_ms = underruns = open_lines = 0
     for line in session.execute(query):
+        counts[line.broadcast_id].add(line)
+    return [counts[broadcast_id].proof(rows[broadcast_id]) for broadcast_id in broadcast_ids if broadcast_id in rows]
+
+
+class _Count:
+    """The lines of one broadcast, added up."""
+
+    def __init__(self) -> None:
+        self.planned_nodes: set[str] = set()
+        self.heard_nodes: set[str] = set()
+        self.verdicts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
+        self.planned_ms = self.heard_ms = self.underruns = self.open = 0
+
+    def add(self, line: Any) -> None:
         line_ms = round((line.ends_at - line.starts_at).total_seconds() * 1000)
-        planned_nodes.add(line.node_id)
+        self.planned_nodes.add(line.node_id)
         if line.heard_ms > 0:
-            heard_nodes.add(line.node_id)
-        verdicts[line.verdict.value] += 1
-        planned_ms += line_ms
-        heard_ms += min(line.heard_ms, line_ms)
-        underruns += line.underruns
-        open_lines += line.judged_at is None
-    return Proof(
-        broadcast_id=row.id,
-        schedule_id=row.schedule_id,
-        unit_id=row.unit_id,
-        kind=row.kind,
-        klass=row.klass,
-        title=row.title,
-        starts_at=row.starts_at,
-        ends_at=row.ends_at,
-        feed_id=row.feed_id,
-        asset_sha256=row.asset_sha256,
-        approval=row.approval,
-        nodes_planned=len(planned_nodes),
-        nodes_heard=len(heard_nodes),
-        verdicts=dict(verdicts),
-        coverage=round(heard_ms / planned_ms, 4) if planned_ms else 0.0,
-        underruns=underruns,
-        open=open_lines,
-    )
+            self.heard_nodes.add(line.node_id)
+        self.verdicts[line.verdict.value] += 1
+        self.planned_ms += line_ms
+        self.heard_ms += min(line.heard_ms, line_ms)
+        self.underruns += line.underruns
+        self.open += line.judged_at is None
+
+    def proof(self, row: BroadcastRow) -> Proof:
+        return Proof(
+            broadcast_id=row.id,
+            schedule_id=row.schedule_id,
+            unit_id=row.unit_id,
+            kind=row.kind,
+            klass=row.klass,
+            title=row.title,
+            starts_at=row.starts_at,
+            ends_at=row.ends_at,
+            feed_id=row.feed_id,
+            asset_sha256=row.asset_sha256,
+            approval=row.approval,
+            nodes_planned=len(self.planned_nodes),
+            nodes_heard=len(self.heard_nodes),
+            verdicts=dict(self.verdicts),
+            coverage=round(self.heard_ms / self.planned_ms, 4) if self.planned_ms else 0.0,
+            underruns=self.underruns,
+            open=self.open,
+        )

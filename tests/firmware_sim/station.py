@@ -1,7 +1,7 @@
 """The smallest server side that speaks the real wire: a real mosquitto, keys, plans, time, assets over HTTP, a relay.
 
-It runs in threads of its own, so nothing a node does in the test's loop delays the time it tells. The benchmark `sync` uses
-it too.
+It runs in threads of its own, so nothing a node does in the test's loop delays the time it tells. The benchmark
+`sync` uses it too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -140,7 +140,7 @@ class Station:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Station:
+    def __enter__(self) -> Self:
         self.start_broker()
         self._http_thread.start()
         self._client.connect("127.0.0.1", self.mqtt_port)
@@ -205,7 +205,8 @@ class Station:
                     self.reports.append((topic.owner, report))
                 if self.acknowledges:
                     ack = wire.ReportAckBody(boot_id=report.boot_id, sequences=(report.sequence,))
-                    client.publish(str(topics.NodeAck(topic.owner)), self.server.seal(Kind.ACK, topic.owner, ack), qos=1)
+                    sealed = self.server.seal(Kind.ACK, topic.owner, ack)
+                    client.publish(str(topics.NodeAck(topic.owner)), sealed, qos=1)
             case topics.NodeStatus() if message.payload:
                 self.statuses[topic.owner] = wire.decode(wire.StatusBody, message.payload)
             case _:
@@ -247,7 +248,8 @@ class Station:
     ) -> bytes:
         wanted = dict.fromkeys(segment.asset for segment in segments if segment.asset is not None)
         assets = tuple(
-            wire.PlanAsset(sha256=sha, size_bytes=len(self.assets[sha]), duration_ms=self.durations[sha]) for sha in wanted
+            wire.PlanAsset(sha256=sha, size_bytes=len(self.assets[sha]), duration_ms=self.durations[sha])
+            for sha in wanted
         )
         packed = wire.pack_plan_body(wire.PlanBody(segments=tuple(segments), assets=assets))
         until_ms = now_ms() + 7 * 24 * HOUR_MS
@@ -362,7 +364,7 @@ class Relay:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"relay[{stream}]")
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> Self:
         self.head()
         self._thread.start()
         return self

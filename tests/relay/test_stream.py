@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import datetime, timedelta
 
@@ -131,7 +132,7 @@ async def test_the_lease_is_ten_seconds_renewed_every_three(studio: Studio):
     envelopes = studio.listener.envelopes
     assert all(envelope.expires_ms - envelope.issued_ms == 10_000 for envelope in envelopes)
     assert [envelope.sequence for envelope in envelopes] == sorted({envelope.sequence for envelope in envelopes})
-    gaps = [(late.issued_ms - early.issued_ms) / 1000 for early, late in zip(envelopes, envelopes[1:], strict=False)]
+    gaps = [(late.issued_ms - early.issued_ms) / 1000 for early, late in itertools.pairwise(envelopes)]
     assert len(gaps) >= 3
     assert all(2.5 <= gap_s <= 3.7 for gap_s in gaps)
     assert len({head.public_key for head in studio.listener.heads}) == 1
@@ -213,11 +214,11 @@ async def test_a_step_of_the_wall_clock_opens_a_new_head(studio: Studio):
 async def test_a_drifting_source_is_corrected_frame_by_frame(
     studio: Studio, speed: float, looks: Callable[[RelayStream], int]
 ):
-    for _ in range(2_400):
+    for _ in range(1_200):
         await studio.clock.advance(0.25 / speed)
         studio.tape.give(0.25)
     await settle(50)
-    assert looks(studio.stream) > 5
+    assert looks(studio.stream) > 2
     assert studio.stream.corrections.jumps == 0
     empties = sum(packet == b"" for packet in studio.listener.packets)
     assert empties == studio.stream.corrections.concealed

@@ -1,0 +1,135 @@
+"""Programmes (chương trình) over HTTP: put together, render to one piece of audio with cues, approve."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from broadcast_server.api.bulletins import ApprovalForm, Language, Sha256, Title
+from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
+from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, SearchQuery, Shown
+from broadcast_server.api.idempotency import IdempotentRoute
+from broadcast_server.api.paging import Page, PagingDep
+from broadcast_server.control import library
+from broadcast_server.control.library import ItemRole, LibraryQuery, NewProgramme, ProgrammeItem
+from broadcast_server.store.tables import ProgrammeRow
+
+router = APIRouter(tags=["programmes"], route_class=IdempotentRoute)
+
+
+class ItemForm(Form):
+    """A part: a bulletin (its approved version) or an asset."""
+
+    role: ItemRole = ItemRole.ITEM
+    bulletin_id: Id | None = None
+    asset_sha256: Sha256 | None = None
+    language: Language = "vie"
+
+    def asked(self) -> ProgrammeItem:
+        """As the verb takes it."""
+        return ProgrammeItem(self.role, self.bulletin_id, self.asset_sha256, self.language)
+
+
+Items = Annotated[list[ItemForm], Field(min_length=1, max_length=100)]
+
+
+class ProgrammeForm(Form):
+    """A programme to put together."""
+
+    unit_id: Id
+    title: Title
+    items: Items
+
+
+class ProgrammePatch(Form):
+    """What changes; other items void audio and approval."""
+
+    title: Title | None = None
+    items: Items | None = None
+
+
+class Programme(Shown):
+    """A programme. It may sound when `approved_hash` equals `content_hash`."""
+
+    id: str
+    unit_id: str
+    title: str
+    items: list[dict[str, Any]]
+    asset_sha256: str | None
+    content_hash: str | None
+    approved_hash: str | None
+    approved_by: str | None
+    approved_at: datetime | None
+    key: str | None
+    created_by: str
+    created_at: datetime
+    version: int
+
+
+@router.get("/programmes")
+async def list_programmes(
+    desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None, title: SearchQuery = None
+) -> Page[Programme]:
+    """Programmes, the newest first: under a unit, by part of the title."""
+    query = LibraryQuery(unit, title, None, paging.after, paging.fetch)
+    found = await library.list_programmes(desk, actor, query)
+    return paging.page(found, key=lambda row: row.id, item=_of)
+
+
+@router.post("/programmes", status_code=201)
+async def create_programme(desk: DeskDep, actor: ActorDep, form: ProgrammeForm, response: Response) -> Programme:
+    """Put a programme together; rendering makes its audio."""
+    request = NewProgramme(form.unit_id, form.title, tuple(item.asked() for item in form.items))
+    row = await library.create_programme(desk, actor, request)
+    response.headers["Location"] = f"/api/v1/programmes/{row.id}"
+    return _shown(row, response)
+
+
+@router.get("/programmes/{programme_id}")
+async def get_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response) -> Programme:
+    """One programme."""
+    return _shown(await library.get_programme(desk, actor, programme_id), response)
+
+
+@router.patch("/programmes/{programme_id}")
+async def change_programme(
+    desk: DeskDep,
+    actor: ActorDep,
+    programme_id: IdPath,
+    form: ProgrammePatch,
+    if_match: IfMatchDep,
+    response: Response,
+) -> Programme:
+    """Change title or items."""
+    items = None if form.items is None else tuple(item.asked() for item in form.items)
+    row = await library.change_programme(desk, actor, programme_id, title=form.title, items=items, version=if_match)
+    return _shown(row, response)
+
+
+@router.post("/programmes/{programme_id}/rendering")
+async def render_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response) -> Programme:
+    """Make one piece of audio of all items, with a cue for each."""
+    return _shown(await library.render_programme(desk, actor, programme_id), response)
+
+
+@router.post("/programmes/{programme_id}/approval")
+async def approve_programme(
+    desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response, form: ApprovalForm | None = None
+) -> Programme:
+    """Approve exactly what was heard."""
+    content_hash = form.content_hash if form is not None else None
+    if content_hash is None:
+        content_hash = (await library.get_programme(desk, actor, programme_id)).content_hash or ""
+    return _shown(await library.approve_programme(desk, actor, programme_id, content_hash), response)
+
+
+def _of(row: ProgrammeRow) -> Programme:
+    return Programme.model_validate(row, from_attributes=True)
+
+
+def _shown(row: ProgrammeRow, response: Response) -> Programme:
+    set_etag(response, row.version)
+    return _of(row)
