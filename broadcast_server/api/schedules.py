@@ -64,7 +64,7 @@ Targets = Annotated[list[TargetForm], Field(max_length=500)]
 
 
 class RuleForm(Form):
-    """When: `once` at an instant; `weekly` on weekdays at times; `rrule` from a local start; `lunar` on a day (âm lịch).
+    """When: `once` at an instant; `weekly` at times; `rrule` from a local start; `lunar` on a day (âm lịch).
 
     `times`, `start`, `exdates` and `rdates` are local wall time.
     """
@@ -141,7 +141,7 @@ class ScheduleForm(ContentForm):
     unit_id: Id
     rule: RuleForm | None = None
     starts_at: AwareDatetime | None = None
-    targets: Targets = []
+    targets: Targets = Field(default_factory=list)
     name: Title | None = None
     language: Language = "vie"
     length_s: Length | None = None
@@ -175,7 +175,7 @@ class ScheduleForm(ContentForm):
 
 
 class ChangeForm(ContentForm):
-    """What should be different. `scope` this: only `moved_to` and `length_s`; `occurrence`: the instant the rule gives."""
+    """What should be different. Of `this` only `moved_to`, `length_s`; `occurrence`: the instant the rule gives."""
 
     scope: Scope
     occurrence: AwareDatetime | None = None
@@ -223,7 +223,7 @@ class PlayNowForm(ContentForm):
     """Sound at once. `queue`: wait for the air up to an hour rather than be refused."""
 
     unit_id: Id
-    targets: Targets = []
+    targets: Targets = Field(default_factory=list)
     language: Language = "vie"
     length_s: Length | None = None
     gain_db: Gain = 0.0

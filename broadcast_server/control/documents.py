@@ -357,6 +357,7 @@ def _check_schedule(schedule: ScheduleForm, path: str, sessions: Mapping[str, st
     late_of(schedule, marks, path)
 
 
+_PATTERNS: Final = ("once", "daily", "weekdays", "rrule", "lunar")
 _ANCHORED: Final = re.compile(r"T\+(\d{1,2}:[0-5]\d:[0-5]\d(?:\.\d{1,3})?)")
 
 
@@ -366,11 +367,9 @@ def rule_of(
     """The rule a schedule's `at` means. Raises `Invalid` with file, line and fix."""
     at = schedule.at
     told: dict[str, Any]
-    given = [name for name in ("once", "daily", "weekdays", "rrule", "lunar") if getattr(at, name) is not None]
-    if len(given) != 1:
-        raise marks.wrong("one_of", f"{path}.at", fix="name_one", names="once, daily, weekdays, rrule, lunar")
-    [kind] = given
-    inner = f"{path}.at.{kind}"
+    if sum(getattr(at, name) is not None for name in _PATTERNS) != 1:
+        raise marks.wrong("one_of", f"{path}.at", fix="name_one", names=", ".join(_PATTERNS))
+    inner = f"{path}.at.{pattern_of(at)}"
     fields: dict[str, str] = {}
     if at.once is not None:
         with marks.at(inner):
@@ -397,6 +396,11 @@ def rule_of(
     told["exdates"], told["rdates"] = list(schedule.except_), list(schedule.also)
     with marks.at(inner, fields):
         return rule_from_dict(told)
+
+
+def pattern_of(at: AtForm) -> str:
+    """Which of the five ways to say when is used; `once` if none is."""
+    return next((name for name in _PATTERNS if getattr(at, name) is not None), "once")
 
 
 def _once(text: str, anchor: datetime | None) -> datetime:

@@ -388,7 +388,7 @@ class _Importer:
     def _schedule(self, form: ScheduleForm, path: str) -> None:
         document = self.request.document
         fields = {
-            "rule": "at",
+            "rule": f"at.{documents.pattern_of(form.at)}",
             "content_id": "bulletin" if form.bulletin else "programme" if form.programme else "relay",
             "tie_order": "order",
         }

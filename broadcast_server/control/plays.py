@@ -20,7 +20,7 @@ from broadcast_server.store.session import Session
 
 @dataclass(frozen=True, slots=True)
 class PlayQuery:
-    """Which lines: of places under `unit_id`, of a cluster, a broadcast, a schedule, a verdict, starts in `[since, until)`."""
+    """Which lines: of places under `unit_id`, a cluster, a broadcast, a schedule; starts in `[since, until)`."""
 
     unit_id: str | None = None
     cluster_id: str | None = None

@@ -316,7 +316,7 @@ async def test_an_overlap_inside_a_document_is_shown_with_its_line(tmp_path: Pat
         clashing = GOOD.replace("2026-06-09T17", "2026-06-09T05")
         with pytest.raises(Conflict, match="schedule_conflict") as refused:
             await take_in(village, clashing, accept_conflicts=False)
-        assert (refused.value.facts["line"], refused.value.facts["field"]) == (16, "schedules[1].at")
+        assert (refused.value.facts["line"], refused.value.facts["field"]) == (17, "schedules[1].at.once")
         assert len((await take_in(village, clashing)).previews["hai"].clashes) == 1
 
 
