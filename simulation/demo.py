@@ -38,7 +38,7 @@ PLAY_NOW: Final = "play_now"
 STATIONS: Final = {PULLED: ("pull", "station_pull"), PUSHED: ("push", "station_push")}
 HEAD_START: Final = timedelta(seconds=5)
 """Between the import and the day's T+00:00:00."""
-LAST_REPORTS_S: Final = 5.0
+LAST_REPORTS_S: Final = 8.0
 _UNTIL: Final = timedelta(seconds=85)
 """Length of the day."""
 
@@ -75,7 +75,6 @@ async def run(seconds: float | None, report: Path | None, folder: Path) -> int:
         village.settings = {"LOA_RELAY__ALLOW_PRIVATE": json.dumps([station_url.split("/")[2]])}
         out.print("Đang dựng làng mô phỏng… / setting up the simulated village…")
         await village.settle_in()
-        await village.start_server()
         await village.open_day_and_night()
         await village.add_feeds(pulled_url=station_url)
         async with contextlib.AsyncExitStack() as stack:
@@ -140,19 +139,19 @@ async def _play_now(village: Village) -> None:
         )
     if answer.is_error:
         raise VillageError(f"upload: {answer.status_code} {answer.text}")
-    version = answer.json()["versions"][-1]
+    version = answer.json()
     await village.ask(
         "POST",
         f"/bulletins/{bulletin['id']}/versions/{version['id']}/approval",
         content_hash=version["content_hash"],
     )
     await village.ask(
-        "POST", "/play-now", unit_id=COMMUNE, content_kind="bulletin", content_id=bulletin["id"], accept_conflicts=True
+        "POST", "/play-now", unit_id=COMMUNE, bulletin_id=bulletin["id"], accept_conflicts=True
     )
 
 
 def _greet(village: Village, day: datetime, client: str) -> None:
-    out.print(f"Máy chủ / server     [bold]{village.url}[/bold]   (quantri, token {village.token})")
+    out.print(f"Máy chủ / server     [bold]{village.url}[/bold]   (truongdai, token {village.token})")
     out.print(f"Đài kéo / pulled     {PULLED}: HTTP MP3")
     out.print(f"Đài đẩy / pushed     {PUSHED}: {client} → 127.0.0.1:{village.ingest_port}/{village.push['mount']}")
     out.print(f"Cụm loa / clusters   {NODES}, đồng hồ lệch ±400 ms, trôi ±50 ppm (mô phỏng)")
@@ -192,9 +191,8 @@ async def _broadcasts(village: Village, *, until: datetime) -> list[Broadcast]:
             if page["next"] is None:
                 break
             cursor = f"&cursor={page['next']}"
-        is_over = datetime.now(UTC) >= until
-        open_lines = [line for line in lines if line["verdict"] == "unknown"]
-        if clock.monotonic() > deadline_s or (is_over and lines and not open_lines):
+        is_complete = datetime.now(UTC) >= until and not any(line["verdict"] == "unknown" for line in lines)
+        if is_complete or clock.monotonic() > deadline_s:
             break
         await clock.sleep(0.5)
     by_broadcast: dict[str, list[Mapping[str, Any]]] = {}

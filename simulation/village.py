@@ -53,6 +53,9 @@ class Village:
     broker_port: int = field(default_factory=free_port)
     ingest_port: int = field(default_factory=free_port)
     token: str = ""
+    """Of the head of the commune's station (trưởng đài): makes, approves and places, keeps the clusters."""
+    editor_token: str = ""
+    """Of the province's editor: owns the feeds and offers them."""
     push: Mapping[str, Any] = field(default_factory=dict)
     feeds: dict[str, str] = field(default_factory=dict)
     """Feed ids by name."""
@@ -138,28 +141,41 @@ class Village:
             raise VillageError(f"broadcast-server {' '.join(arguments)}: {complaint.decode()[-2000:]}")
         return json.loads(told) if told.strip() else None
 
-    async def ask(self, method: str, path: str, **body: Any) -> Any:
-        """A REST call as the administrator; the JSON it answered. Raises `VillageError` on a problem."""
-        answer = await self.client.request(method, f"/api/v1{path}", json=body or None)
+    async def ask(self, method: str, path: str, *, by: str | None = None, **body: Any) -> Any:
+        """A REST call; the JSON it answered. `by`: another token than the station head's. Raises `VillageError`."""
+        headers = {} if by is None else {"Authorization": f"Bearer {by}"}
+        answer = await self.client.request(method, f"/api/v1{path}", json=body or None, headers=headers)
         if answer.is_error:
             raise VillageError(f"{method} {path}: {answer.status_code} {answer.text}")
         return answer.json() if answer.content else None
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """With the administrator's token, on the server's origin."""
+        """With the station head's token, on the server's origin."""
         if self._client is None:
-            headers = {"Authorization": f"Bearer {self.token}"}
-            self._client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30.0)
+            self._client = httpx.AsyncClient(base_url=self.url, timeout=30.0)
+        self._client.headers["Authorization"] = f"Bearer {self.token}"
         return self._client
 
     async def settle_in(self) -> None:
-        """A province with one commune, an administrator, and his token; the server need not run yet."""
+        """A province with one commune, its editor and the head of the commune's station; starts the server."""
         await self.command("place", "add", "Tỉnh mô phỏng", "--kind", "province", "--id", PROVINCE)
-        await self.command("place", "add", "Xã mô phỏng", "--kind", "commune", "--id", COMMUNE, "--parent", PROVINCE)
         who = ("quantri", "--name", "Quản trị mô phỏng", "--role", "admin", "--unit", PROVINCE)
         await self.command("user", "add", *who)
-        self.token = (await self.command("token", "create", "quantri"))["token"]
+        admin = (await self.command("token", "create", "quantri"))["token"]
+        await self.start_server()
+        commune = {"kind": "commune", "id": COMMUNE, "name": "Xã mô phỏng", "parent_id": PROVINCE}
+        await self.ask("POST", "/units", by=admin, **commune)
+        self.editor_token = await self._hire(admin, "bientap", "province_editor", PROVINCE)
+        self.token = await self._hire(admin, "truongdai", "commune_head", COMMUNE)
+
+    async def _hire(self, admin: str, login: str, role: str, unit: str) -> str:
+        """A user with one role; a token of theirs."""
+        grant = {"role": role, "unit_id": unit}
+        user = await self.ask("POST", "/users", by=admin, login=login, name=f"{login} (mô phỏng)", grant=grant)
+        made = await self.ask("POST", f"/users/{user['id']}/tokens", by=admin, name="mô phỏng")
+        token: str = made["token"]
+        return token
 
     async def open_day_and_night(self) -> None:
         """No quiet hours in the demo's commune: it must sound whenever somebody starts it."""
@@ -171,11 +187,12 @@ class Village:
             (PULLED, {"kind": "pull", "url": pulled_url, "tier": "province"}),
             (PUSHED, {"kind": "push", "tier": "national"}),
         ):
-            made = await self.ask("POST", "/feeds", unit_id=PROVINCE, name=name, **told)
+            made = await self.ask("POST", "/feeds", by=self.editor_token, unit_id=PROVINCE, name=name, **told)
             self.feeds[name] = made["id"]
             if made.get("credential") is not None:
                 self.push = made["credential"]
-            await self.ask("POST", f"/feeds/{self.feeds[name]}/offers", unit_id=COMMUNE, basis="Mô phỏng")
+            offer = {"unit_id": COMMUNE, "basis": "Mô phỏng"}
+            await self.ask("POST", f"/feeds/{self.feeds[name]}/offers", by=self.editor_token, **offer)
 
     async def import_day(self, file: Path, *, anchor: datetime) -> None:
         """Import a schedule file whose times are counted from `anchor`."""

@@ -16,7 +16,20 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from broadcast_server.api import clusters, feeds, nodes, people, problems, system, units
+from broadcast_server.api import (
+    assets,
+    bulletins,
+    clusters,
+    feeds,
+    nodes,
+    people,
+    plays,
+    problems,
+    programmes,
+    schedules,
+    system,
+    units,
+)
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import Unavailable
@@ -52,7 +65,7 @@ class Api(FastAPI):
 def build_router() -> APIRouter:
     """Every noun under `/api/v1`."""
     router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
-    for noun in (units, clusters, nodes, feeds, people, system):
+    for noun in (units, clusters, nodes, feeds, people, bulletins, programmes, assets, schedules, plays, system):
         router.include_router(noun.router)
     return router
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain import timeline
-from broadcast_server.domain.clock import LOCAL, Window
+from broadcast_server.domain.clock import LOCAL, Window, from_ms, to_ms
 from broadcast_server.domain.places import PlaceTree, Target, clusters_of
 from broadcast_server.domain.plan import Plan, PlanAsset, PlanSegment
 from broadcast_server.domain.policy import DEFAULT_POLICY, QuietHours, StationPolicy
@@ -269,8 +269,8 @@ _SILENCED: Final = frozenset({policies.Code.QUIET_HOURS, policies.Code.SUSPENDED
 def _segment(entry: ScheduledEntry, segment: timeline.Segment) -> PlanSegment:
     return PlanSegment(
         entry_id=segment.entry_id,
-        start=segment.start,
-        end=segment.end,
+        start=from_ms(to_ms(segment.start)),  # as the wire counts: a report must name the very same start
+        end=from_ms(to_ms(segment.end)),
         klass=entry.klass,
         level=entry.entry.level,
         source=entry.entry.source,

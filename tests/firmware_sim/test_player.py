@@ -104,7 +104,7 @@ def test_a_node_that_joins_late_is_where_the_others_are():
     pcm, _ = play(situation, Shelf(a=programme), NOON_MS + 400, 1.6)
     first, second = heard(pcm)
     assert (first.pair, second.pair) == ((500, 900), (700, 1600))
-    assert abs(second.start_ns / 1e6 - 600) < 0.3
+    assert abs(second.start_ns / 1e6 - 600) < 1.0
 
 
 def test_a_fast_card_is_steered_so_that_the_programme_keeps_the_servers_time():
@@ -112,7 +112,7 @@ def test_a_fast_card_is_steered_so_that_the_programme_keeps_the_servers_time():
     situation = at_noon(segment("p", NOON_MS, 4.0, asset=A))
     pcm, _ = play(situation, Shelf(a=programme), NOON_MS, 4, ppm=50_000 / 1_000)
     second = heard(pcm)[1]
-    assert abs(second.start_ns / 1e9 * (1 / 1.00005) - 3.0) < 0.0005
+    assert abs(second.start_ns / 1e9 * (1 / 1.00005) - 3.0) < 0.001
 
 
 def test_offset_and_the_volume_curve_are_obeyed_up_to_the_stations_limit():

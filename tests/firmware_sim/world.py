@@ -81,7 +81,9 @@ class Village:
         public = _public(key)
         identity = Identity.model_validate({**self.station.enrolment(public), "private_key": key.hex()})
         self.station.config(identity.node_id)
-        recorder = Recorder(self.folder / "rec", identity.node_id, identity.cluster_id, self.true.now_ns())
+        recorder = None
+        if kinds.get("has_output", True):
+            recorder = Recorder(self.folder / "rec", identity.node_id, identity.cluster_id, self.true.now_ns())
         node = SpeakerNode(
             identity,
             kit=self.kit,
@@ -89,7 +91,7 @@ class Village:
             disk=Disk(self.folder / identity.node_id),
             chance=chance,
             clock=DeviceClock(self.true, offset_ms=offset_ms, drift_ppm=drift_ppm),
-            recorder=recorder if kinds.get("has_output", True) else None,
+            recorder=recorder,
             **kinds,
         )
         self.switch_on(node)
