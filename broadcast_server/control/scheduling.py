@@ -377,12 +377,14 @@ def _change_onwards(
     if not is_all and row.ends_at is not None:
         ends = draft.columns["ends_at"]
         draft.columns["ends_at"] = row.ends_at if ends is None else min(ends, row.ends_at)
-    judge = _Judge(session, around, now, around.reach(targets) | draft.reached, min(split, draft.first))
+    others = schedules.others_of_series(session, row, split) if is_all else []
+    reached = around.reach(targets) | draft.reached
+    for other_targets in schedules.targets_of(session, [other.id for other in others]).values():
+        reached |= around.reach(other_targets)
+    judge = _Judge(session, around, now, reached, min(split, draft.first))
     before = judge.entries()
-    if is_all:
-        for later in schedules.later_in_series(session, row.series_id, split):
-            if later.id != row.id:
-                later.state, later.version = ScheduleState.CANCELLED, later.version + 1
+    for other in others:
+        end_schedule(other, split)
     keeps_rule = change.rule is None
     if has_begun:
         fresh = ScheduleRow(
@@ -435,10 +437,9 @@ async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> 
             told = {"occurrence": occurs_at.isoformat()}
         else:
             split = now if request.scope is Scope.ALL else _coming_occurrence(row, request.occurrence, now)
-            end_schedule(row, split)
-            if request.scope is Scope.ALL:
-                for later in schedules.later_in_series(session, row.series_id, split):
-                    end_schedule(later, split)
+            others = schedules.others_of_series(session, row, split) if request.scope is Scope.ALL else []
+            for each in (row, *others):
+                end_schedule(each, split)
             session.flush()
             told = {"since": split.isoformat()}
         _audit(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
@@ -682,7 +683,13 @@ def _targets(around: Neighbourhood, unit_id: str, asked: tuple[Target, ...]) -> 
             else all(around.clusters[cluster] in inside for cluster in around.reach((target,)))
         )
         if not is_inside:
-            raise Invalid("target_outside_unit", field=f"targets[{number}].ref", ref=target.ref, fix="pick_target")
+            raise Invalid(
+                "target_outside_unit",
+                field=f"targets[{number}].ref",
+                ref=target.ref,
+                unit_id=unit_id,
+                fix="pick_target",
+            )
     return tuple(sorted(set(asked))) or (Target(TargetKind.UNIT, unit_id),)
 
 

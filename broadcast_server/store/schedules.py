@@ -268,14 +268,15 @@ def schedules_of(session: Session, unit_id: str, *, in_force_after: datetime) ->
     )
 
 
-def later_in_series(session: Session, series_id: str, starts_from: datetime) -> list[ScheduleRow]:
-    """The active rows of a series that begin at `starts_from` or after."""
+def others_of_series(session: Session, row: ScheduleRow, after: datetime) -> list[ScheduleRow]:
+    """The other rows of its series that have something to come after an instant."""
     return list(
         session.scalars(
             select(ScheduleRow).where(
-                ScheduleRow.series_id == series_id,
+                ScheduleRow.series_id == row.series_id,
+                ScheduleRow.id != row.id,
                 ScheduleRow.state == ScheduleState.ACTIVE,
-                ScheduleRow.starts_at >= starts_from,
+                or_(ScheduleRow.ends_at.is_(None), ScheduleRow.ends_at > after),
             )
         )
     )

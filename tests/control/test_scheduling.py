@@ -28,11 +28,11 @@ from tests.support.village import DONG, HA, LAN, NGOC, PROVINCE, TAY, Village, a
 MIN = timedelta(minutes=1)
 
 
-def wanted(bulletin: str, rule, **more) -> NewSchedule:  # noqa: ANN001, ANN003
+def wanted(bulletin: str, rule, **more) -> NewSchedule:
     return NewSchedule(unit_id=DONG, content_kind=ContentKind.BULLETIN, content_id=bulletin, rule=rule, **more)
 
 
-def relay(feed: str, rule, minutes: int = 30, **more) -> NewSchedule:  # noqa: ANN001, ANN003
+def relay(feed: str, rule, minutes: int = 30, **more) -> NewSchedule:
     return NewSchedule(
         unit_id=more.pop("unit_id", DONG),
         content_kind=ContentKind.FEED,
@@ -319,6 +319,19 @@ async def test_a_change_of_all_leaves_what_has_sounded() -> None:
         await scheduling.change_schedule(village.desk, LAN, request)
         assert (await heard(village, day=1))[0][1] == at(17)
         assert (await heard(village, day=2))[0][1] == at(6, day=2)
+
+
+async def test_all_means_every_row_of_the_series_that_is_still_to_come() -> None:
+    async with a_village() as village:
+        bulletin = await village.bulletin(minutes=3)
+        first = (await scheduling.create_schedule(village.desk, LAN, wanted(bulletin, daily("17:00")))).schedule
+        from_here = ChangeSchedule(first.id, Scope.FROM_HERE, ScheduleChange(name="Mới"), occurrence=at(17, day=4))
+        second = (await scheduling.change_schedule(village.desk, LAN, from_here)).schedule
+        await village.clock.advance(24 * 3600)  # one has sounded, two of the first row are to come
+        request = ChangeSchedule(second.id, Scope.ALL, ScheduleChange(rule=daily("06:00")))
+        await scheduling.change_schedule(village.desk, LAN, request)
+        starts = [[start for _, start, _ in await heard(village, day=day)] for day in (1, 2, 3, 4)]
+        assert starts == [[at(17)], [], [at(6, day=3)], [at(6, day=4)]]
 
 
 async def test_a_change_into_quiet_hours_is_refused_and_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Documents in and out: the examples work, going round changes nothing, a wrong line is named, nothing comes in by half."""
+"""Documents in and out: examples work, going round changes nothing, a wrong line is named, never half is imported."""
 
 from __future__ import annotations
 
@@ -341,14 +341,9 @@ async def test_a_changed_line_changes_one_schedule_and_voids_the_approval(tmp_pa
         assert second.schedules["hai"] == first.schedules["hai"]
         assert second.schedules["mot"] != first.schedules["mot"]
         assert [start for _, start in await heard(village, day=3)] == [at(6, day=3)]
+        renamed = GOOD.replace("key: tin", "key: moi").replace("bulletin: tin", "bulletin: moi")
         with pytest.raises(Refused, match="blocked_approval_void"):
-            text = GOOD.replace("Xin chào.", "Xin chào bà con.").replace("approve: true", "approve: false")
-            await take_in(
-                village,
-                text.replace("bulletins:", "bulletins:", 1)
-                .replace("key: tin", "key: moi", 1)
-                .replace("bulletin: tin", "bulletin: moi"),
-            )
+            await take_in(village, renamed.replace("approve: true", "approve: false"))
         await take_in(village, GOOD.replace("Xin chào.", "Xin chào bà con.").replace("approve: true", "approve: false"))
         [bulletin] = await library.list_bulletins(village.desk, LAN, library.LibraryQuery(unit_id=DONG))
         assert [version.state.value for version in bulletin.versions] == ["draft", "approved"]
