@@ -196,7 +196,12 @@ async def upload_audio(
 @router.put(
     "/bulletins/{bulletin_id}/audio/{language}",
     status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": {"audio/*": {"schema": {"format": "binary"}}}}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
 )
 async def stream_audio(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, language: Language, request: Request
