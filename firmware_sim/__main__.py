@@ -45,7 +45,7 @@ def run(
     """Enrol what is new, connect, follow the plan, until SIGTERM (or `--seconds`)."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever stderr is at that moment
     )
     with tempfile.TemporaryDirectory(prefix="firmware-sim-") as aside:
         try:

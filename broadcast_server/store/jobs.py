@@ -24,6 +24,12 @@ def plan(session: Session, next_at: Mapping[str, datetime | None]) -> None:
             row.next_at = at
 
 
+def last_runs(session: Session) -> dict[str, datetime]:
+    """When each job that ever ran did so last."""
+    rows = session.execute(select(JobRow.name, JobRow.last_at).where(JobRow.last_at.is_not(None)))
+    return {name: at for name, at in rows if at is not None}
+
+
 def note(session: Session, name: str, at: datetime, outcome: str, next_at: datetime | None) -> None:
     """It ran at `at`, with this outcome."""
     row = session.get(JobRow, name)

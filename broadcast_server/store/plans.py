@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.tables import (
@@ -134,8 +134,11 @@ def record_published(
     )
 
 
-def acknowledge(session: Session, told: Mapping[str, str], *, now: datetime) -> None:
-    """Nodes said which body they follow: `told` is body hash by node."""
+def acknowledge(session: Session, told: Mapping[str, tuple[str, int, int]], *, now: datetime) -> None:
+    """Nodes said which plan they follow: `told` is `(body hash, epoch, sequence)` by node.
+
+    The order counts, not the body alone: a node that refuses a newer head may still follow the same body.
+    """
     if not told:
         return
     statement = (
@@ -143,11 +146,19 @@ def acknowledge(session: Session, told: Mapping[str, str], *, now: datetime) -> 
         .where(
             NodePlanRow.node_id == bindparam("node"),
             NodePlanRow.body_sha256 == bindparam("body"),
+            NodePlanRow.epoch == bindparam("at_epoch"),
+            NodePlanRow.sequence == bindparam("at_sequence"),
             NodePlanRow.acknowledged_at.is_(None),
         )
         .values(acknowledged_at=now)
     )
-    session.connection().execute(statement, [{"node": node, "body": body} for node, body in told.items()])
+    session.connection().execute(
+        statement,
+        [
+            {"node": node, "body": body, "at_epoch": epoch, "at_sequence": sequence}
+            for node, (body, epoch, sequence) in told.items()
+        ],
+    )
 
 
 def drop_unused_bodies(session: Session) -> None:
@@ -247,6 +258,7 @@ PLANNED_CONFLICTS = (
     ConflictKind.CONTENT_EXPIRED,
     ConflictKind.ENTRY_DROPPED,
     ConflictKind.NOT_OFFERED,
+    ConflictKind.PLAN_TOO_LARGE,
     ConflictKind.REFUSED_BY_POLICY,
 )
 """What planning finds entry by entry; offers and feeds are watched as such (`control.feeds`)."""
@@ -254,17 +266,22 @@ PLANNED_CONFLICTS = (
 
 def note_conflicts(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> None:
     """Open conflicts that are not open, close those of the same kinds that are gone. Rows: columns of `ConflictRow`."""
+    wanted = {(row["schedule_id"], row["kind"], row["subject"]): row for row in rows}
+    of_concern = or_(
+        ConflictRow.closed_at.is_(None), ConflictRow.schedule_id.in_({row["schedule_id"] for row in rows})
+    )
     known = {
         (row.schedule_id, row.kind, row.subject): row
-        for row in session.scalars(select(ConflictRow).where(ConflictRow.kind.in_(PLANNED_CONFLICTS)))
+        for row in session.scalars(select(ConflictRow).where(ConflictRow.kind.in_(PLANNED_CONFLICTS), of_concern))
     }
-    wanted = {(row["schedule_id"], row["kind"], row["subject"]): row for row in rows}
     for key, row in wanted.items():
         found = known.get(key)
         if found is None:
             session.add(ConflictRow(**row, opened_at=now, closed_at=None))
-        else:
-            found.affects_from, found.facts, found.closed_at = row["affects_from"], row["facts"], None
+            continue
+        if found.closed_at is not None:
+            found.opened_at, found.closed_at = now, None
+        found.affects_from, found.facts = row["affects_from"], row["facts"]
     for key, found in known.items():
         if key not in wanted and found.closed_at is None:
             found.closed_at = now

@@ -8,13 +8,13 @@ from sqlalchemy.orm import Session
 from broadcast_server.store.tables import SequenceRow
 
 
-def take(session: Session, name: str, *, above: int = 0) -> int:
-    """The next number of `name`, greater than any given before and than `above`."""
+def take(session: Session, name: str, *, above: int = 0, count: int = 1) -> int:
+    """The last of `count` fresh numbers of `name`, all greater than any given before and than `above`."""
     row = session.get(SequenceRow, name, with_for_update=True)
     if row is None:
         row = SequenceRow(name=name, value=0, content=None)
         session.add(row)
-    row.value = max(row.value, above) + 1
+    row.value = max(row.value, above) + count
     session.flush()
     return row.value
 

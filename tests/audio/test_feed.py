@@ -350,7 +350,7 @@ def test_the_headers_of_an_ogg_stream_are_kept_however_it_is_cut(size: int):
 
 
 async def test_one_may_join_an_ogg_stream_in_the_middle(sandbox: Sandbox):
-    stream = encoded("libvorbis", "ogg", seconds=12.0)
+    stream = encoded("libvorbis", "ogg", seconds=30.0)
     feed, connection = push_feed(sandbox), PushConnection("application/ogg")
     feed.attach(connection)
     for at in range(0, len(stream) // 2, 1_000):
