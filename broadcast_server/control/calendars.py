@@ -92,7 +92,7 @@ def _rule(form: Mapping[str, Any]) -> Rule:
 
 
 def _add_when(event: icalendar.Event, rule: Rule, now: datetime) -> None:
-    start, parts = _as_rrule(rule)
+    start, parts = _as_rrule(rule, now)
     if start is None:
         coming = list(local_occurrences(rule, Window(now, now + _SOON)))
         start = coming[0] if coming else now.astimezone(LOCAL).replace(tzinfo=None, microsecond=0)
@@ -104,6 +104,8 @@ def _add_when(event: icalendar.Event, rule: Rule, now: datetime) -> None:
     event.add("dtstart", start.replace(tzinfo=LOCAL))
     if parts:
         event.add("rrule", icalendar.vRecur.from_ical(parts))
+    if isinstance(rule.pattern, Weekly) and rule.from_date is None:
+        event.add("x-loa-from", "open")
     for exdate in rule.exdates:
         event.add("exdate", _exdate(exdate, start))
     for at in rule.rdates:
@@ -115,8 +117,11 @@ def _exdate(at: date | datetime, start: datetime) -> datetime:
     return local.replace(tzinfo=LOCAL)
 
 
-def _as_rrule(rule: Rule) -> tuple[datetime | None, str]:
-    """DTSTART and RRULE that say the same, `(None, "")` where RFC 5545 has no words for it."""
+def _as_rrule(rule: Rule, now: datetime) -> tuple[datetime | None, str]:
+    """DTSTART and RRULE that say the same, `(None, "")` where RFC 5545 has no words for it.
+
+    A grid without a first day begins at its next start; `X-LOA-FROM` tells that it has none.
+    """
     until = ""
     if rule.until_date is not None:
         last = datetime.combine(rule.until_date, time(23, 59, 59), LOCAL).astimezone(UTC)
@@ -126,15 +131,26 @@ def _as_rrule(rule: Rule) -> tuple[datetime | None, str]:
     match rule.pattern:
         case Once(at) if rule.from_date is None and rule.until_date is None:
             return at, ""
-        case Weekly(weekdays, times) if rule.from_date is not None and len(times) == 1:
-            first = rule.from_date
+        case Weekly(weekdays, times) if _is_grid(times):
+            first = rule.from_date or now.astimezone(LOCAL).date()
             while first.weekday() not in weekdays:
                 first += timedelta(days=1)
             days = ",".join(_DAYS[number] for number in sorted(weekdays))
-            return datetime.combine(first, times[0]), f"FREQ=WEEKLY;BYDAY={days}{until}"
+            hours = ",".join(str(hour) for hour in sorted({at.hour for at in times}))
+            minutes = ",".join(str(minute) for minute in sorted({at.minute for at in times}))
+            clock = f";BYHOUR={hours};BYMINUTE={minutes}" if len(times) > 1 else ""
+            return datetime.combine(first, times[0]), f"FREQ=WEEKLY;BYDAY={days}{clock}{until}"
         case Recurring(text, start) if rule.from_date is None and rule.until_date is None:
             return start, text
     return None, ""
+
+
+def _is_grid(times: tuple[time, ...]) -> bool:
+    """Whether every hour goes with every minute, as BYHOUR and BYMINUTE have it."""
+    if len(times) == 1:
+        return True
+    hours, minutes = {at.hour for at in times}, {at.minute for at in times}
+    return len(times) == len(hours) * len(minutes) and all(at.second == 0 for at in times)
 
 
 # -- in ---------------------------------------------------------------------------------------------------------------
@@ -154,7 +170,12 @@ def read_calendar(text: str, file: str) -> tuple[Document, Marks]:
     for number, event in enumerate(calendar.walk("VEVENT")):
         path = f"schedules[{number}]"
         with marks.at(path):
-            told["schedules"].append(_form(event, told["bulletins"]))
+            try:
+                form = _form(event, told["bulletins"])
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                # The library hands out properties it could not read, and they fail when they are looked at.
+                raise Invalid("wrong_form", field="", fix="see_rfc_5545", detail=str(error)) from None
+            told["schedules"].append(form)
     try:
         document, _ = read_document(told, file)
     except BroadcastError as error:
@@ -187,7 +208,9 @@ def _form(event: Any, bulletins: list[dict[str, Any]]) -> dict[str, Any]:
     targets = event.get("x-loa-target", [])
     listed = targets if isinstance(targets, list) else [targets]
     if listed:
-        form["targets"] = [dict([str(target).split(":", 1)]) for target in listed if ":" in str(target)]
+        if not all(":" in str(target) for target in listed):  # left out, it would mean the whole unit
+            raise Invalid("wrong_form", field="X-LOA-TARGET", fix="pick_target")
+        form["targets"] = [dict([str(target).split(":", 1)]) for target in listed]
     form |= _when(event)
     length = event.get("duration")
     if "x-loa-length" in event:
@@ -225,6 +248,8 @@ def _when(event: Any) -> dict[str, Any]:
             "text": recur.to_ical().decode(),
             "start": start.isoformat(),
         }
+    if "x-loa-from" in event:
+        told.pop("from_date", None)
     told["exdates"] = [_local(at).isoformat() for at in _dates(event, "exdate")]
     told["rdates"] = [_local(at).isoformat() for at in _dates(event, "rdate")]
     return rule_form(rule_from_dict(told))
@@ -232,13 +257,20 @@ def _when(event: Any) -> dict[str, Any]:
 
 def _weekly(recur: Any, start: datetime) -> dict[str, Any] | None:
     """A plain weekly rule as the grid that a document would say."""
-    if set(recur) - {"FREQ", "BYDAY", "UNTIL", "WKST"} or recur.get("FREQ") != ["WEEKLY"]:
+    if set(recur) - {"FREQ", "BYDAY", "BYHOUR", "BYMINUTE", "UNTIL", "WKST"} or recur.get("FREQ") != ["WEEKLY"]:
         return None
     days = [str(day).upper() for day in recur.get("BYDAY", [_DAYS[start.weekday()]])]
     if not set(days) <= set(_DAYS):
         return None
     told: dict[str, Any] = {"kind": "weekly", "weekdays": [day.lower() for day in days]}
-    told |= {"times": [start.time().isoformat()], "from_date": start.date().isoformat()}
+    hours, minutes = recur.get("BYHOUR", [start.hour]), recur.get("BYMINUTE", [start.minute])
+    try:
+        times = [start.time().replace(hour=int(hour), minute=int(minute)) for hour in hours for minute in minutes]
+    except ValueError:
+        return None  # told by the domain
+    if start.time() > min(times):
+        return None  # the first day would lack its earlier starts
+    told |= {"times": [at.isoformat() for at in times], "from_date": start.date().isoformat()}
     if "UNTIL" in recur:
         until = recur["UNTIL"][0]
         if isinstance(until, datetime) and _local(until).time() < start.time():

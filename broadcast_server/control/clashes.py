@@ -297,6 +297,11 @@ def compare(
             if found.entry_id in changed or (found.code, found.entry_id) not in known:
                 entry = everything[found.entry_id]
                 violations.setdefault((found.code, entry.schedule_id), (found, entry))
+    if not clusters:  # a place that waits for its first cluster keeps quiet hours all the same
+        for unit_id, entry in _named_units(around, ahead):
+            unlimited = replace(around.policy_of(unit_id), max_minutes_per_session=None, max_minutes_per_day=None)
+            for found in policies.check([_nominal(entry)], unlimited):
+                violations.setdefault((found.code, entry.schedule_id), (found, entry))
     preview = Preview(
         clusters=len(clusters),
         stretches=tally.stretches(),
@@ -380,6 +385,13 @@ def _hanging_together(entries: Sequence[ScheduledEntry], changed: frozenset[str]
         run.add(entry.id)
         run_end = entry.entry.end if run_end is None else max(run_end, entry.entry.end)
     return frozenset(near | run) if run & changed else frozenset(near)
+
+
+def _named_units(around: Neighbourhood, entries: Sequence[ScheduledEntry]) -> Iterator[tuple[str, ScheduledEntry]]:
+    for entry in entries:
+        units = [target.ref for target in entry.targets if target.kind is TargetKind.UNIT and around.knows(target)]
+        for unit_id in units or [entry.unit_id]:
+            yield unit_id, entry
 
 
 def _nominal(entry: ScheduledEntry) -> Sound:

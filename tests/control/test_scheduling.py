@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from broadcast_server.control import outlook, places, scheduling
+from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.clashes import Effect, Way
 from broadcast_server.control.scheduling import (
     CancelSchedule,
@@ -62,6 +63,21 @@ async def test_nothing_is_placed_at_a_quarter_past_three() -> None:
         assert refused.value.facts["fix"] == "move_out_of_quiet_hours"
         assert refused.value.facts["quiet_from"] == "2026-06-01T22:00+07:00"
         assert await heard(village, day=2) == []
+
+
+async def test_a_commune_that_waits_for_its_first_cluster_has_quiet_hours_too() -> None:
+    async with a_village() as village:
+        commune = await places.create_unit(village.desk, OPERATOR, places.NewUnit("commune", "Xã Mới", PROVINCE))
+        bulletin = await village.bulletin("Thông báo", unit=PROVINCE)
+        targets = (Target(TargetKind.UNIT, commune.id),)
+        for hour, code in ((3, "quiet_hours"), (17, "")):
+            request = NewSchedule(PROVINCE, ContentKind.BULLETIN, bulletin, once(at(hour, 15, day=2)), targets=targets)
+            if code:
+                with pytest.raises(Refused, match=code):
+                    await scheduling.create_schedule(village.desk, HA, request)
+            else:
+                placed = await scheduling.create_schedule(village.desk, HA, request)
+                assert [notice.code for notice in placed.preview.notices] == ["no_clusters"]
 
 
 async def test_a_weekly_item_whose_tenth_week_is_fine_but_whose_hour_is_quiet_is_refused() -> None:

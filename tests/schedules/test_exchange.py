@@ -320,6 +320,47 @@ async def test_an_overlap_inside_a_document_is_shown_with_its_line(tmp_path: Pat
         assert len((await take_in(village, clashing)).previews["hai"].clashes) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("DTSTART:xx", "wrong_form"),
+        ("DTSTART:20260601", "not_a_time"),
+        ("RRULE:FREQ=DAILY", "missing_field"),
+        ("DTSTART:20260601T050000\r\nRRULE:FREQ=SECONDLY", "bad_frequency"),
+        ("DTSTART:20260601T050000\r\nRRULE:FREQ=WEEKLY;BYHOUR=77", "bad_rrule"),
+        ("DTSTART:20260601T050000\r\nX-LOA-TARGET:market", "wrong_form"),
+        ("DTSTART:20260601T050000\r\nX-LOA-RULE:{", "wrong_form"),
+    ],
+)
+def test_a_wrong_event_is_named_by_its_line(line: str, code: str) -> None:
+    event = f"BEGIN:VEVENT\r\nUID:x\r\n{line}\r\nX-LOA-CONTENT:relay:a\r\nDURATION:PT5M\r\nEND:VEVENT"
+    with pytest.raises(Invalid, match=code) as refused:
+        calendars.read_calendar(f"BEGIN:VCALENDAR\r\nVERSION:2.0\r\n{event}\r\nEND:VCALENDAR\r\n", "lich.ics")
+    assert (refused.value.facts["file"], refused.value.facts["line"]) == ("lich.ics", 3)
+    assert refused.value.facts["fix"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "document_empty"),
+        ("- a\n- b\n", "wrong_form"),
+        ("xin chào", "wrong_form"),
+        ("? [a, b]\n: c\n", "unknown_field"),
+        ("schedules: {a: b}\n", "wrong_form"),
+        ("schedules:\n  - !!python/object:os.system x\n", "wrong_form"),
+        ("format: loa-schedules/2\n", "wrong_form"),
+        ("policy: {quiet: {from: x}}\n", "not_a_time"),
+        ('title: "\x07"\n', "not_yaml"),
+    ],
+)
+def test_whatever_stands_in_a_file_is_refused_in_our_words(text: str, code: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        documents.read_yaml(text, "lich.yaml")
+    assert refused.value.code == code, refused.value
+    assert refused.value.facts["line"] >= 1
+
+
 async def test_a_bomb_of_aliases_is_refused() -> None:
     layers = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     layers += [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
