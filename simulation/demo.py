@@ -94,9 +94,7 @@ async def run(seconds: float | None, report: Path | None, folder: Path) -> int:
             expectations = [await _expected(village, each, folder) for each in broadcasts]
             await fleet.terminate()
     told = _judge(broadcasts, expectations, read_recordings(records))
-    if report is not None:
-        report.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    _show(told, broadcasts, records)
+    _show(told, broadcasts, records, report)
     return 0 if told["ok"] or seconds is None else 1
 
 
@@ -131,23 +129,8 @@ async def _pusher(village: Village, folder: Path) -> AsyncIterator[str]:
 
 async def _play_now(village: Village) -> None:
     """The one thing that is not in the day's file: somebody uploads a sound, approves it and presses "phát ngay"."""
-    made = sample(PLAY_NOW)
-    bulletin = await village.ask("POST", "/bulletins", unit_id=COMMUNE, title="Phát ngay mô phỏng", klass="normal")
-    with made.path.open("rb") as sound:
-        answer = await village.client.post(
-            f"/api/v1/bulletins/{bulletin['id']}/versions/audio", files={"file": (made.path.name, sound)}
-        )
-    if answer.is_error:
-        raise VillageError(f"upload: {answer.status_code} {answer.text}")
-    version = answer.json()
-    await village.ask(
-        "POST",
-        f"/bulletins/{bulletin['id']}/versions/{version['id']}/approval",
-        content_hash=version["content_hash"],
-    )
-    await village.ask(
-        "POST", "/play-now", unit_id=COMMUNE, bulletin_id=bulletin["id"], accept_conflicts=True
-    )
+    bulletin_id = await village.bulletin("Phát ngay mô phỏng", sample(PLAY_NOW).path)
+    await village.ask("POST", "/play-now", unit_id=COMMUNE, bulletin_id=bulletin_id, accept_conflicts=True)
 
 
 def _greet(village: Village, day: datetime, client: str) -> None:
@@ -249,7 +232,9 @@ def _ingest_of(title: str) -> str:
     return next((ingest for name, (ingest, _) in STATIONS.items() if name in title), "pull")
 
 
-def _show(told: Mapping[str, Any], broadcasts: Sequence[Broadcast], records: Path) -> None:
+def _show(told: Mapping[str, Any], broadcasts: Sequence[Broadcast], records: Path, report: Path | None) -> None:
+    if report is not None:
+        report.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", "utf-8")
     table = Table(title="Nghe từ bản ghi của cụm loa / heard in the nodes' recordings (mô phỏng)")
     columns = ("giờ", "nội dung", "loại", "nghe được", "lệch giờ p99 ms", "lệch nhau p99 ms", "hụt", "nhật ký")
     for column in columns:

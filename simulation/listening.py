@@ -1,8 +1,9 @@
 """What a fleet's recordings say about the broadcasts that were planned: who heard which, when, and how far apart.
 
 Works from the nodes' WAV files alone (`firmware-sim run --record`): sample k of `NODE.wav` is what sounded at
-`sample0_utc_ns + k / 48 000 s` of the true clock. Identity is proven by the sound itself: a relay by its station's pair of
-tones, a recording by correlation with the very file that was to sound. Nothing here asks the server what happened.
+`sample0_utc_ns + k / 48 000 s` of the true clock. Identity is proven by the sound itself: a relay by its station's
+pair of tones, a recording by correlation with the very file that was to sound. Nothing here asks the server what
+happened.
 """
 
 from __future__ import annotations

@@ -120,6 +120,10 @@ class Village:
             await self.server.close()
             self.server = None
 
+    def last_words(self) -> str:
+        """What the server said last, one line a line."""
+        return "" if self.server is None else "\n".join(line[:400] for line in self.server.stderr_tail[-20:])
+
     async def _is_ready(self) -> bool:
         async with httpx.AsyncClient() as client:
             try:
@@ -200,6 +204,31 @@ class Village:
             "schedule", "import", str(file), "--unit", COMMUNE, "--anchor", anchor.isoformat(), "--accept-conflicts"
         )
 
+    async def bulletin(self, title: str, sound: Path) -> str:
+        """A bulletin with this recording, uploaded and approved; its id."""
+        bulletin = await self.ask("POST", "/bulletins", unit_id=COMMUNE, title=title, klass="normal")
+        version = await self.upload(bulletin["id"], sound)
+        approval = f"/bulletins/{bulletin['id']}/versions/{version['id']}/approval"
+        await self.ask("POST", approval, content_hash=version["content_hash"])
+        bulletin_id: str = bulletin["id"]
+        return bulletin_id
+
+    async def upload(self, bulletin_id: str, sound: Path) -> dict[str, Any]:
+        """Add a recorded version to a bulletin; the draft. Raises `VillageError`."""
+        file = (sound.name, await asyncio.to_thread(sound.read_bytes))
+        answer = await self.client.post(f"/api/v1/bulletins/{bulletin_id}/versions/audio", files={"file": file})
+        if answer.is_error:
+            raise VillageError(f"upload: {answer.status_code} {answer.text}")
+        version: dict[str, Any] = answer.json()
+        return version
+
+    async def schedule(self, *, starts_at: datetime, **what: Any) -> str:
+        """Place something on all clusters of the commune; the schedule's id."""
+        form = {"unit_id": COMMUNE, "starts_at": starts_at.isoformat(), "accept_conflicts": True, **what}
+        made = await self.ask("POST", "/schedules", **form)
+        schedule_id: str = made["schedule"]["id"]
+        return schedule_id
+
     # -- the nodes
 
     @contextlib.asynccontextmanager
@@ -231,7 +260,8 @@ class Village:
                         raise VillageError("the fleet ended: " + "\n".join(fleet.stderr_tail[-20:]))
                     await self._clock.sleep(0.25)
         except TimeoutError:
-            raise VillageError(f"nodes are not ready: {json.dumps(found)[:3000]}") from None
+            statuses = json.dumps([node["status"] for node in found])[:1500]
+            raise VillageError(f"nodes are not ready: {statuses}\n{self.last_words()}") from None
 
 
 def _is_ready(node: Mapping[str, Any]) -> bool:
