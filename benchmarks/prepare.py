@@ -26,7 +26,7 @@ import numpy as np
 
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox, encode_pcm_argv, find_ffmpeg
-from broadcast_server.audio.formats import SAMPLE_RATE_HZ, to_pcm
+from broadcast_server.audio.formats import SAMPLE_RATE_HZ, Samples, to_pcm
 from broadcast_server.audio.prepare import COMPLEXITY, KBPS, prepare
 from broadcast_server.audio.speech import EspeakSpeaker, Voice
 from broadcast_server.supervise import ThreadExecutor
@@ -54,11 +54,11 @@ def bare_argv(source: Path, made: Path) -> list[str]:
 def material(folder: Path, seconds: int, *, endless: bool = False) -> Path:
     """Speech with pauses, a little noise and a hum: what a commune records; 44.1 kHz stereo, 128 kbit/s."""
     speech = np.frombuffer(asyncio.run(EspeakSpeaker().say(NOTICE, Voice.NORTH)), "<i2").astype(np.float32) / 32_768
-    once = np.concatenate((speech * 0.6, np.zeros(SAMPLE_RATE_HZ // 2, np.float32)))
+    once: Samples = np.concatenate((speech * 0.6, np.zeros(SAMPLE_RATE_HZ // 2, np.float32)))
     chance = np.random.default_rng(2)
     at_s = np.arange(len(once), dtype=np.float32) / SAMPLE_RATE_HZ
-    hum = 0.01 * np.sin(2 * np.pi * 100 * at_s)
-    once = np.asarray(once + chance.standard_normal(len(once)) * 0.004 + hum, np.float32)
+    once += (0.01 * np.sin(2 * np.pi * 100 * at_s)).astype(np.float32)
+    once += (chance.standard_normal(len(once)) * 0.004).astype(np.float32)
     path = folder / f"{seconds}.mp3"
     argv = encode_pcm_argv(str(path), codec="libmp3lame", kbps=128, rate_hz=44_100, channels=2, endless=endless)
     block, left = to_pcm(once).tobytes(), seconds * SAMPLE_RATE_HZ * 2

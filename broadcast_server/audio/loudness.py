@@ -191,6 +191,7 @@ _BETWEEN: Final = _oversampling()
 _GATE: Final = 0.1  # of the mean power: what EBU R128's relative gate (−10 LU) would leave out
 _MOST_MADE_GOOD_DB: Final = 6.0
 _ROUNDS: Final = 4
+_STEPS_A_MINUTE: Final = 12_000
 
 
 def made_good_db(powers: Samples, peaks: Samples, wished_db: float, *, ceiling_dbtp: float) -> float:
@@ -198,25 +199,32 @@ def made_good_db(powers: Samples, peaks: Samples, wished_db: float, *, ceiling_d
 
     The limiter is played through on the steps alone, without the sound: a few thousandths of the work.
     """
-    loud = powers > _GATE * powers.mean() if len(powers) else powers > 0.0
-    whole = float(powers[loud].sum())
-    gain_db = wished_db
-    if whole == 0.0:
-        return gain_db
-    ceiling = gain_of_db(ceiling_dbtp)
-    for _ in range(_ROUNDS):
+    if not len(powers):
+        return wished_db
+    gate, highest = _GATE * float(powers.mean()), float(peaks.max())
+    whole = sum(float(part[part > gate].sum(dtype=np.float64)) for part in _parts(powers))
+    gain_db, ceiling = wished_db, gain_of_db(ceiling_dbtp)
+    for _ in range(_ROUNDS if whole > 0.0 else 0):
         gain = gain_of_db(gain_db)
-        if float(peaks.max()) * gain <= ceiling:
+        if highest * gain <= ceiling:
             break
-        limits, _ = _released(np.minimum(1.0, ceiling / np.maximum(peaks.astype(np.float64) * gain, 1e-9)), 1.0)
-        around = np.minimum(limits, np.minimum(np.append(limits[1:], 1.0), np.append(1.0, limits[:-1])))
-        applied = (limits + around) / 2.0
-        lost_db = -10.0 * math.log10(float((powers * applied**2)[loud].sum()) / whole)
-        short_db = wished_db - (gain_db - lost_db)
+        left, release = 0.0, 1.0
+        for power, peak in zip(_parts(powers), _parts(peaks), strict=True):
+            asked = np.minimum(1.0, ceiling / np.maximum(peak.astype(np.float64) * gain, 1e-9))
+            limits, release = _released(asked, release)
+            around = np.minimum(limits, np.minimum(np.append(limits[1:], 1.0), np.append(1.0, limits[:-1])))
+            left += float((power * ((limits + around) / 2.0) ** 2)[power > gate].sum())
+        short_db = wished_db - (gain_db + 10.0 * math.log10(left / whole))
         if abs(short_db) < 0.05:
             break
         gain_db = min(wished_db + _MOST_MADE_GOOD_DB, gain_db + short_db)
     return gain_db
+
+
+def _parts(steps: Samples) -> Iterator[Samples]:
+    """A minute at a time: two hours at once would be 100 MB of intermediate results."""
+    for at in range(0, len(steps), _STEPS_A_MINUTE):
+        yield steps[at : at + _STEPS_A_MINUTE]
 
 
 def levelled(blocks: Iterable[Pcm], *, gain_db: float, ceiling_dbtp: float = CEILING_DBTP) -> Iterator[Pcm]:
