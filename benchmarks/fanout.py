@@ -1,10 +1,11 @@
-"""`fanout`: what one 24 kbit/s relay to 1 000 and 5 000 listeners costs here, and what icecast2 needs for the same.
+"""`fanout`: what one 24 kbit/s relay to 1 000 and 5 000 listeners costs, and what icecast2 needs for the same.
 
-Fan-out alone: our stream (pacing, batches, signature, MQTT client: the real `RelayStream`, its encoder replaced by ready
-packets) and the embedded mosquitto, against icecast2 fed with the same bytes per second. Whole chain: the real engine
-pulling a simulated MP3 station, with its decoder child, encoder and broker, against icecast2 with one ffmpeg that makes
-the same 24 kbit/s from the same MP3. CPU is what the scheduler says of every thread (`/proc/PID/task/*/schedstat`);
-latency is source to node for each 20 ms of sound, batching included. Runs alternate; figures are medians.
+Fan-out alone: our stream (pacing, batches, signature, MQTT client: the real `RelayStream`, its encoder replaced by
+ready packets) and the embedded mosquitto, against icecast2 fed with the same bytes per second. Whole chain: the real
+engine pulling a simulated MP3 station, with its decoder child, encoder and broker, against icecast2 with one ffmpeg
+that makes the same 24 kbit/s from the same MP3. CPU is what the scheduler says of every thread
+(`/proc/PID/task/*/schedstat`); latency is source to node for each 20 ms of sound, batching included. Runs alternate;
+figures are medians.
 
 `python -m benchmarks.fanout` prints the JSON; `--quick` takes one short run of each.
 """
@@ -18,12 +19,11 @@ import json
 import os
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ class Process:
         return answer
 
     def end(self) -> dict[str, Any] | None:
-        assert self._popen.stdin is not None and self._popen.stdout is not None
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
         self._popen.stdin.close()
         told = self._popen.stdout.read()
         self._popen.wait(30)
@@ -460,8 +461,8 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     def ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
         if not theirs:
             return None
-        middle: Callable[[Sequence[Run]], float] = lambda runs: statistics.median(run.cpu_percent for run in runs)
-        return round(middle(ours) / middle(theirs), 3)
+        mine, peer = (statistics.median(one.cpu_percent for one in runs) for runs in (ours, theirs))
+        return round(mine / peer, 3)
 
     for count, cpu_bar, latency_bar in ((1_000, 0.9, 2_500.0), (5_000, 1.0, 4_000.0)):
         ours, theirs = both(f"fanout_{count}", count, None, repeats)

@@ -19,9 +19,10 @@ from typing import Final
 from broadcast_server.audio.formats import FRAME_SAMPLES, SAMPLE_RATE_HZ
 
 BATCH_STEPS: Final = ((500, 50), (2_000, 80), (1_000_000_000, 100))
-"""`(listeners up to, packets a batch)`: 1 s to 2 s, longer for many, because fan-out costs per message, hardly per byte.
+"""`(listeners up to, packets a batch)`: fan-out costs per message, hardly per byte, so many listeners get long batches.
 
-At 1 000 listeners mosquitto needs about as much as icecast2 with 1 s, and a third less with 1.6 s (`benchmarks/fanout.py`).
+At 1 000 listeners mosquitto needs about as much as icecast2 with 1 s, and a third less with 1.6 s
+(`benchmarks/fanout.py`).
 """
 
 SAFETY_MS: Final = 1_000

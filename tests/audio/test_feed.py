@@ -33,7 +33,7 @@ from tests.support.clock import FakeChance
 from tests.support.until import until
 
 QUICK_FETCH = FetchLimits(connect_s=2.0, header_s=1.0, silence_s=0.5, floor_window_s=1.0)
-QUICK = FeedLimits(sound_silence_s=1.0, retry_first_s=0.1, retry_longest_s=0.3, gather_s=0.05)
+QUICK = FeedLimits(sound_silence_s=0.6, retry_first_s=0.1, retry_longest_s=0.3, gather_s=0.05)
 PULL_TONES = sample("station_pull").tones
 
 
@@ -83,7 +83,7 @@ async def listening(feed: PullFeed | PushFeed) -> AsyncIterator[list[int]]:
     async def listen() -> None:
         async with contextlib.aclosing(feed.blocks()) as blocks:
             async for block in blocks:
-                sizes.append(len(block))
+                sizes.append(len(block))  # noqa: PERF401  it must be seen while it grows
 
     task = asyncio.create_task(listen(), name="test.listener")
     try:
@@ -150,7 +150,11 @@ def test_a_media_playlist_is_read_with_numbers_and_whole_addresses():
 
 
 def test_a_master_playlist_gives_its_variants():
-    text = '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=128000,CODECS="mp4a.40.2,x"\nhi.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=48000\nlo.m3u8'
+    text = """#EXTM3U
+#EXT-X-STREAM-INF:BANDWIDTH=128000,CODECS="mp4a.40.2,x"
+hi.m3u8
+#EXT-X-STREAM-INF:BANDWIDTH=48000
+lo.m3u8"""
     playlist = parse_playlist(text, "https://radio.example/a/m.m3u8")
     assert min(playlist.variants) == (48_000, "https://radio.example/a/lo.m3u8")
 
@@ -257,9 +261,8 @@ async def test_a_drip_that_never_pauses_is_too_slow(sandbox: Sandbox):
     station = Station.of_sample("station_pull", faults=Faults(speed=0.05))
     station.piece_s = 0.02
     heard: list[FeedStatus] = []
-    async with station:
-        async with listening(feed_of(station, sandbox, heard=heard)):
-            await until(lambda: any(status.reason == "too_slow" for status in heard), timeout_s=8)
+    async with station, listening(feed_of(station, sandbox, heard=heard)):
+        await until(lambda: any(status.reason == "too_slow" for status in heard), timeout_s=8)
 
 
 async def test_retries_are_spaced_and_do_not_spin(sandbox: Sandbox):

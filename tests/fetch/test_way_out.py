@@ -89,7 +89,7 @@ async def refusal(fetcher: Fetcher, url: str, *, most: int = 1 << 20) -> Broadca
     [
         "127.0.0.1",
         "127.8.9.10",
-        "0.0.0.0",
+        "0.0.0.0",  # noqa: S104  refused, not bound
         "10.1.2.3",
         "172.16.0.1",
         "192.168.1.1",

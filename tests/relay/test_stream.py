@@ -214,11 +214,11 @@ async def test_a_step_of_the_wall_clock_opens_a_new_head(studio: Studio):
 async def test_a_drifting_source_is_corrected_frame_by_frame(
     studio: Studio, speed: float, looks: Callable[[RelayStream], int]
 ):
-    for _ in range(1_200):
+    for _ in range(800):
         await studio.clock.advance(0.25 / speed)
         studio.tape.give(0.25)
     await settle(50)
-    assert looks(studio.stream) > 2
+    assert looks(studio.stream) >= 2
     assert studio.stream.corrections.jumps == 0
     empties = sum(packet == b"" for packet in studio.listener.packets)
     assert empties == studio.stream.corrections.concealed
