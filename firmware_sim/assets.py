@@ -165,7 +165,7 @@ class AssetKeeper:
             limit = wanted.size_bytes or self._disk.capacity_bytes
             size = have if mode == "ab" else 0
             with part.open(mode) as file:
-                async for piece in answer.aiter_bytes(_PIECE_BYTES):
+                async for piece in answer.aiter_raw():  # as it comes: what arrived before a break counts
                     self._disk.check()
                     size += len(piece)
                     self.counts.received_bytes += len(piece)

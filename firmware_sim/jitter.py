@@ -191,7 +191,7 @@ class StreamReceiver:
             self._decode_until(track, high, is_final=is_final)
             pcm, mask = _gather(track, low, high)
             answer = (pcm, low, mask, position)
-            if mask is None or mask.all():
+            if mask is None:
                 return answer
             if best is None or (best[2] is not None and mask.sum() > best[2].sum()):
                 best = answer
@@ -244,4 +244,4 @@ def _gather(track: _Track, low: int, high: int) -> tuple[Pcm, npt.NDArray[np.boo
         if a < b:
             out[a - low : b - low] = pcm[a - start : b - start]
             mask[a - low : b - low] = True
-    return out, mask
+    return out, None if mask.all() else mask

@@ -323,7 +323,7 @@ def _stream(
         return [Chunk(samples, at_ns, Sounding.HOLE, why, tag)]
     pcm, low, mask, position = stream.read(at_ns, samples, step=step, is_final=is_final)
     out = _interpolate(pcm, position - low, step, samples, level)
-    if mask is None or mask.all():
+    if mask is None:
         return [Chunk(samples, at_ns, Sounding.SOUND, why, tag, out, ends_softly=False)]
     # The mask is by source sample; output sample i stands on source sample `position - low + i * step`.
     index = np.minimum((position - low + step * np.arange(samples)).astype(np.int64), len(mask) - 1)

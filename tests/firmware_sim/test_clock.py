@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -78,10 +79,9 @@ def test_a_jump_of_the_device_clock_is_slewed_not_stepped_and_is_over_in_ten_sec
     way.true.pass_s(1)
     way.ask(0.5, 0.5)
     assert 300 < way.error_ms() < 401
-    at_ns, seen = way.device.now_ns(), []
-    for step in range(100):
-        seen.append(way.clock.server_ns(at_ns + step * 100 * MS))
-    assert all(b > a for a, b in zip(seen, seen[1:], strict=False))
+    at_ns = way.device.now_ns()
+    seen = [way.clock.server_ns(at_ns + step * 100 * MS) for step in range(100)]
+    assert all(b > a for a, b in itertools.pairwise(seen))
     way.true.pass_s(10)
     assert abs(way.error_ms()) < 2
 

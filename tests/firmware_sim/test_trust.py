@@ -37,8 +37,8 @@ def a_plan(station: Station, node: str = "n1", **changes: object) -> bytes:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Station], bytes]]] = {
-    "nothing": ("garbage", lambda s: b""),
-    "noise": ("garbage", lambda s: bytes(range(256))),
+    "nothing": ("garbage", lambda _: b""),
+    "noise": ("garbage", lambda _: bytes(range(256))),
     "half of it": ("garbage", lambda s: a_plan(s)[:40]),
     "one flipped bit": ("signature", lambda s: _flip(a_plan(s), 60)),
     "another body": ("body", lambda s: a_plan(s) + b"x"),
@@ -47,7 +47,7 @@ REFUSED: dict[str, tuple[str, Callable[[Station], bytes]]] = {
     "another node's": ("wrong_target", lambda s: a_plan(s, "n2")),
     "yesterday's": ("expired", lambda s: a_plan(s, expires_ms=now_ms() - 1)),
     "tomorrow's": ("from_the_future", lambda s: a_plan(s, issued_ms=now_ms() + HOUR_MS)),
-    "a config": ("wrong_kind", lambda s: _as_plan(s)),
+    "a config": ("wrong_kind", lambda s: wire.join_plan(_config(s), b"")),
 }
 
 
@@ -55,9 +55,9 @@ def _flip(payload: bytes, at: int) -> bytes:
     return payload[:at] + bytes([payload[at] ^ 1]) + payload[at + 1 :]
 
 
-def _as_plan(station: Station) -> bytes:
+def _config(station: Station) -> bytes:
     config = wire.NodeConfigBody(path=PATH, cluster="c", assets_url="http://127.0.0.1/")
-    return wire.join_plan(station.commune.seal(Kind.CONFIG, "n1", config), b"")
+    return station.commune.seal(Kind.CONFIG, "n1", config)
 
 
 @pytest.mark.parametrize("what", REFUSED)
