@@ -1,12 +1,13 @@
 """Every setting, read once at the top and handed down as values; nobody but `app` and `cli` imports this.
 
 From the environment (`LOA_…`, sections by `__`: `LOA_HTTP__PORT`) and one optional file of the same names,
-`LOA_SETTINGS_FILE` (default `{data_dir}/settings.env`). Every field has a unit in its name or its text and a safe
+named by `LOA_SETTINGS_FILE`. Every field has a unit in its name or its text and a safe
 default.
 """
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -31,49 +32,57 @@ class Role(StrEnum):
 class HttpSettings(_Section):
     """The front door for people and programs."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, ge=0, le=65535, description="TCP port; 0 picks a free one")
     public_url: str | None = Field(
-        None, description="URL under which nodes reach this server; default http://host:port"
+        default=None, description="URL under which nodes reach this server; default http://host:port"
     )
-    tls_cert: Path | None = Field(None, description="PEM certificate; with `tls_key` serves HTTPS")
-    tls_key: Path | None = Field(None, description="PEM private key")
-    trusted_hosts: tuple[str, ...] = Field(("127.0.0.1", "localhost"), description="Host headers that are answered")
-    max_upload_bytes: int = Field(200_000_000, gt=0, description="largest upload")
+    tls_cert: Path | None = Field(default=None, description="PEM certificate; with `tls_key` serves HTTPS")
+    tls_key: Path | None = Field(default=None, description="PEM private key")
+    trusted_hosts: tuple[str, ...] = Field(
+        default=("127.0.0.1", "localhost"), description="Host headers that are answered"
+    )
+    max_upload_bytes: int = Field(default=200_000_000, gt=0, description="largest upload")
 
 
 class BrokerSettings(_Section):
     """The MQTT broker: ours (embedded) or a given one."""
 
-    kind: Literal["auto", "mosquitto", "amqtt", "external"] = Field("auto", description="auto: mosquitto, else amqtt")
-    host: str = Field("127.0.0.1", description="address to listen on, or of the external broker")
-    port: int = Field(1883, ge=0, le=65535, description="TCP port; 0 picks a free one")
-    public_host: str | None = Field(None, description="host that nodes are told; default `host`")
-    user: str = Field("server", description="our own user at the broker")
-    password: SecretStr | None = Field(None, description="our password at an external broker; embedded: generated")
+    kind: Literal["auto", "mosquitto", "amqtt", "external"] = Field(
+        default="auto", description="auto: mosquitto, else amqtt"
+    )
+    host: str = Field(default="127.0.0.1", description="address to listen on, or of the external broker")
+    port: int = Field(default=1883, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    public_host: str | None = Field(default=None, description="host that nodes are told; default `host`")
+    user: str = Field(default="server", description="our own user at the broker")
+    password: SecretStr | None = Field(
+        default=None, description="our password at an external broker; embedded: generated"
+    )
 
 
 class IngestSettings(_Section):
     """Where stations push their feeds (Icecast source protocol)."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8010, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8010, ge=0, le=65535, description="TCP port; 0 picks a free one")
 
 
 class RelaySettings(_Section):
     """Live relay."""
 
-    bitrate_kbps: int = Field(24, ge=12, le=64, description="Opus bitrate of a relay, kbit/s")
-    allow_private: tuple[str, ...] = Field((), description="host:port pairs of feeds inside private networks")
+    bitrate_kbps: int = Field(default=24, ge=12, le=64, description="Opus bitrate of a relay, kbit/s")
+    allow_private: tuple[str, ...] = Field(default=(), description="host:port pairs of feeds inside private networks")
 
 
 class PlayoutSettings(_Section):
     """Plans and proof."""
 
-    plan_days: int = Field(8, ge=7, le=31, description="days of plan that nodes hold, today included")
-    lease_s: float = Field(5.0, gt=0, description="leader lease, seconds")
-    status_interval_s: int = Field(30, ge=1, le=3600, description="how often a node tells how it is, seconds")
-    grace_s: float = Field(20.0, gt=0, description="how long after a segment's end a missing report is waited for")
+    plan_days: int = Field(default=8, ge=7, le=31, description="days of plan that nodes hold, today included")
+    lease_s: float = Field(default=5.0, gt=0, description="leader lease, seconds")
+    status_interval_s: int = Field(default=30, ge=1, le=3600, description="how often a node tells how it is, seconds")
+    grace_s: float = Field(
+        default=20.0, gt=0, description="how long after a segment's end a missing report is waited for"
+    )
 
 
 class Settings(BaseSettings):
@@ -83,12 +92,14 @@ class Settings(BaseSettings):
         env_prefix="LOA_", env_nested_delimiter="__", frozen=True, extra="ignore", env_file_encoding="utf-8"
     )
 
-    data_dir: Path = Field(Path("data"), description="everything that must be backed up")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; default SQLite in data_dir")
-    environment: Literal["trial", "production"] = Field("trial", description="production refuses unsafe settings")
+    data_dir: Path = Field(default=Path("data"), description="everything that must be backed up")
+    database_url: str | None = Field(default=None, description="SQLAlchemy URL; default SQLite in data_dir")
+    environment: Literal["trial", "production"] = Field(
+        default="trial", description="production refuses unsafe settings"
+    )
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    reserve_bytes: int = Field(200_000_000, ge=0, description="free disk below which uploads are refused")
+    reserve_bytes: int = Field(default=200_000_000, ge=0, description="free disk below which uploads are refused")
     http: HttpSettings = HttpSettings()
     broker: BrokerSettings = BrokerSettings()
     ingest: IngestSettings = IngestSettings()
@@ -112,6 +123,6 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{(self.data_dir / 'loa.sqlite').absolute()}"
 
 
-def load(settings_file: Path | None = None) -> Settings:
-    """Settings from the environment and the file. Raises `pydantic.ValidationError` naming the field."""
-    return Settings(_env_file=settings_file) if settings_file else Settings()
+def load() -> Settings:
+    """Settings from the environment and the file of `LOA_SETTINGS_FILE`. Raises `ValidationError` naming the field."""
+    return Settings(_env_file=os.environ.get("LOA_SETTINGS_FILE"))  # type: ignore[call-arg]  # pydantic-settings' own

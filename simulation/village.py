@@ -104,6 +104,7 @@ class Village:
             env=self.environment,
             stdout=False,
             grace_s=10.0,
+            on_stderr=self._keep_line,
         ).start()
         try:
             async with asyncio.timeout(_START_S):
@@ -119,6 +120,10 @@ class Village:
         if self.server is not None:
             await self.server.close()
             self.server = None
+
+    def _keep_line(self, line: str) -> None:
+        with (self.folder / "server.log").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def last_words(self) -> str:
         """What the server said last, one line a line."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
@@ -184,11 +185,16 @@ def check(
 
 
 def _in_quiet_hours(segments: Sequence[Sounding], hours: Sequence[QuietHours]) -> Iterator[Violation]:
+    if not segments:
+        return
+    whole = Window(segments[0].start, max(segment.end for segment in segments))
+    quiet = deque(sorted(window for each in hours for window in each.windows(whole)))
     for segment in segments:
         if segment.klass is BulletinClass.EMERGENCY:
             continue
-        sounding = Window(segment.start, segment.end)
-        broken = next((window for each in hours for window in each.windows(sounding)), None)
+        while quiet and quiet[0].end <= segment.start:  # segments come by start: it is over for all that follow
+            quiet.popleft()
+        broken = next((window for window in quiet if window.start < segment.end and segment.start < window.end), None)
         if broken is not None:
             starts_inside = segment.start in broken
             yield Violation(

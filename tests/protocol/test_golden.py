@@ -1,7 +1,7 @@
 """Bytes that left the house once stay readable for ever: both sides are held to files, not to each other.
 
-The files under `golden/` were written by version 1. A change that makes this test fail changes the wire: raise the format
-version and keep reading the old bytes.
+The files under `golden/` were written by version 1. A change that makes this test fail changes the wire: raise the
+format version and keep reading the old bytes.
 """
 
 from __future__ import annotations
