@@ -38,7 +38,8 @@ MAY_ASK_CHANCE = {
 }
 MAY_SLEEP_IN_TESTS = {
     "tests/support/until.py": "the one place that waits for the outside world",
-    "tests/firmware_sim/station.py", "tests/support/postgres.py": "a session fixture that waits for a server before there is a loop",
+    "tests/firmware_sim/station.py": "starts its broker before there is a loop",
+    "tests/support/postgres.py": "a session fixture that waits for a server before there is a loop",
 }
 
 
