@@ -42,7 +42,6 @@ class HttpSettings(_Section):
     trusted_hosts: tuple[str, ...] = Field(
         default=("127.0.0.1", "localhost"), description="Host headers that are answered"
     )
-    max_upload_bytes: int = Field(default=200_000_000, gt=0, description="largest upload")
 
 
 class BrokerSettings(_Section):
@@ -70,7 +69,6 @@ class IngestSettings(_Section):
 class RelaySettings(_Section):
     """Live relay."""
 
-    bitrate_kbps: int = Field(default=24, ge=12, le=64, description="Opus bitrate of a relay, kbit/s")
     allow_private: tuple[str, ...] = Field(default=(), description="host:port pairs of feeds inside private networks")
 
 

@@ -35,7 +35,8 @@ def serve(
 ) -> None:
     """Run the server until it is told to stop."""
     settings = load_settings()
-    configure(as_json=settings.log_format == "json" or not sys.stderr.isatty(), level=settings.log_level)
+    is_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    configure(as_json=is_json, level=settings.log_level)
     try:
         wanted = tuple(Role) if roles == "all" else tuple(Role(role) for role in roles.split("|"))
     except ValueError as error:
