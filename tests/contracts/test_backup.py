@@ -83,8 +83,8 @@ def fill(session: Session) -> None:
 
 
 @pytest_asyncio.fixture
-async def live(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[Desk, Path]]:
-    data_dir = tmp_path if store_url.startswith("sqlite") else tmp_path / "data"
+async def live(tmp_path: Path, empty_url: str) -> AsyncIterator[tuple[Desk, Path]]:
+    data_dir = tmp_path if empty_url.startswith("sqlite") else tmp_path / "data"
     (data_dir / "keys").mkdir(parents=True)
     (data_dir / "keys" / "root.key").write_bytes(b"\x01" * 32)
     (data_dir / "quarantine").mkdir()
@@ -93,18 +93,18 @@ async def live(tmp_path: Path, store_url: str) -> AsyncIterator[tuple[Desk, Path
     sound = data_dir / "assets" / HASH[:2] / f"{HASH}.opus"
     sound.parent.mkdir(parents=True)
     sound.write_bytes(SOUND)
-    async with a_store(store_url, create=False) as store:
+    async with a_store(empty_url, create=False) as store:
         migrations.migrate(store.engine)
         await store.begin(fill)
         yield Desk(store, InlineExecutor(), store.clock), data_dir
 
 
 @pytest.fixture
-def fresh(request: pytest.FixtureRequest, tmp_path: Path, store_url: str) -> Machine:
+def fresh(request: pytest.FixtureRequest, tmp_path: Path, empty_url: str) -> Machine:
     """A second machine with the same kind of database, empty."""
     data_dir = tmp_path / "second machine"
     url = f"sqlite:///{data_dir / 'loa.sqlite'}"
-    if store_url.startswith("postgresql"):
+    if empty_url.startswith("postgresql"):
         running: PrivatePostgres = request.getfixturevalue("postgres")
         url = running.new_database()
     return Machine(data_dir, url, FakeClock(datetime(2026, 6, 2, 5, 0, tzinfo=UTC)))

@@ -117,8 +117,8 @@ async def test_rising_before_anybody_led_leaves_the_lease_free(store: Store, clo
 async def test_of_many_that_ask_at_once_one_leads(store_url: str):
     clock, executor = FakeClock(), ThreadExecutor(8, name="store")
     async with (
-        a_store(store_url, clock=clock, executor=executor) as one,
-        a_store(store_url, clock=clock, executor=executor) as two,
+        a_store(store_url, create=False, clock=clock, executor=executor) as one,
+        a_store(store_url, create=False, clock=clock, executor=executor) as two,
     ):
         answers = await asyncio.gather(
             *(acquire(opened, f"{name}{number}") for number in range(10) for name, opened in (("a", one), ("b", two)))

@@ -18,8 +18,8 @@ from tests.support.database import a_store
 
 
 @pytest_asyncio.fixture
-async def empty(store_url: str) -> AsyncIterator[Store]:
-    async with a_store(store_url, create=False) as store:
+async def empty(empty_url: str) -> AsyncIterator[Store]:
+    async with a_store(empty_url, create=False) as store:
         yield store
 
 
@@ -72,9 +72,9 @@ async def test_a_database_of_a_newer_program_is_left_alone(empty: Store):
             step(empty.engine)
 
 
-async def test_two_processes_that_migrate_at_once_do_it_once(store_url: str):
+async def test_two_processes_that_migrate_at_once_do_it_once(empty_url: str):
     executor = ThreadExecutor(2, name="migrate")
-    async with a_store(store_url, create=False) as one, a_store(store_url, create=False) as two:
+    async with a_store(empty_url, create=False) as one, a_store(empty_url, create=False) as two:
         await asyncio.gather(executor.run(migrations.migrate, one.engine), executor.run(migrations.migrate, two.engine))
         migrations.check_current(one.engine)
     executor.close()

@@ -124,7 +124,7 @@ async def test_a_word_nobody_knows_is_corrupt_not_passed_on(store: Store):
 
 async def test_a_hundred_writers_at_once_lose_no_update(store_url: str):
     executor = ThreadExecutor(8, name="store")
-    async with a_store(store_url, executor=executor) as store:
+    async with a_store(store_url, create=False, executor=executor) as store:
         await store.begin(lambda session: session.add(a_user("0")))
 
         def count_up(session: Session) -> None:
@@ -142,7 +142,10 @@ async def test_a_hundred_writers_at_once_lose_no_update(store_url: str):
 async def test_two_stores_on_one_database_take_turns(store_url: str):
     """A command line next to the server: both check, then write."""
     executor = ThreadExecutor(4, name="store")
-    async with a_store(store_url, executor=executor) as server, a_store(store_url, executor=executor) as command:
+    async with (
+        a_store(store_url, create=False, executor=executor) as server,
+        a_store(store_url, create=False, executor=executor) as command,
+    ):
         await server.begin(lambda session: session.add(a_user("0")))
 
         def count_up(session: Session) -> None:
@@ -160,7 +163,7 @@ async def test_two_stores_on_one_database_take_turns(store_url: str):
 
 async def test_a_caller_that_gives_up_does_not_swallow_the_ring_of_its_commit(store_url: str):
     executor = ThreadExecutor(2, name="store")
-    async with a_store(store_url, executor=executor) as store:
+    async with a_store(store_url, create=False, executor=executor) as store:
         in_the_middle, go_on = asyncio.Event(), threading.Event()
         ear = store.doorbell.ear()
         loop = asyncio.get_running_loop()
@@ -284,7 +287,10 @@ async def test_a_missing_row_is_found(store: Store):
 
 async def test_fifty_writers_in_two_processes_worth_of_stores_make_one_chain(store_url: str):
     executor = ThreadExecutor(4, name="store")
-    async with a_store(store_url, executor=executor) as server, a_store(store_url, executor=executor) as command:
+    async with (
+        a_store(store_url, create=False, executor=executor) as server,
+        a_store(store_url, create=False, executor=executor) as command,
+    ):
         async with asyncio.TaskGroup() as group:
             for number in range(25):
                 for name, opened in (("server", server), ("command", command)):

@@ -16,7 +16,6 @@ from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import audit
 from broadcast_server.store import places as rows
 from broadcast_server.store.words import FeedKind, Role, Tier
-from tests.support.database import postgres, store, store_url  # noqa: F401 - fixtures
 from tests.support.desk import a_bare_desk, a_desk_of
 from tests.support.places import COUNTRY, HAMLET, PROVINCE, QUYNH_LUU, YEN_THANH, a_country, somebody
 
@@ -168,7 +167,7 @@ async def test_a_wrong_policy_names_the_field(desk: Desk):
 # -- import -----------------------------------------------------------------------------------------------------------
 
 
-async def test_vietnam_is_imported_once_quickly_and_leaves_alone_what_people_wrote(store):  # noqa: F811
+async def test_vietnam_is_imported_once_quickly_and_leaves_alone_what_people_wrote(store):
     desk = a_desk_of(store)
     began = time.perf_counter()
     told = await places.import_vietnam(desk, OPERATOR)

@@ -10,14 +10,13 @@ from broadcast_server.store import audit, conflicts, places
 from broadcast_server.store import feeds as feed_rows
 from broadcast_server.store import fleet as fleet_rows
 from broadcast_server.store.words import ConflictKind, ContentKind, FeedKind, FeedState, Role, Tier
-from tests.support.database import postgres, store, store_url  # noqa: F401 - fixtures
 from tests.support.desk import a_desk_of
 from tests.support.places import COUNTRY, HAMLET, PROVINCE, QUYNH_LUU, YEN_THANH, a_country, somebody
 
 RULE = {"kind": "weekly", "weekdays": ["mo", "tu", "we", "th", "fr", "sa", "su"], "times": ["06:00"]}
 
 
-async def test_the_tree(store):  # noqa: F811
+async def test_the_tree(store):
     desk = a_desk_of(store)
     await a_country(desk)
     today = places.local_date(desk.clock.now())
@@ -33,7 +32,7 @@ async def test_the_tree(store):  # noqa: F811
     assert [row.id for row in found] == [QUYNH_LUU, YEN_THANH]
 
 
-async def test_the_fleet(store):  # noqa: F811
+async def test_the_fleet(store):
     desk = a_desk_of(store)
     await a_country(desk)
     token = (await fleet.create_enrolment_token(desk, OPERATOR, NewEnrolmentToken(HAMLET, 3))).secret
@@ -49,7 +48,7 @@ async def test_the_fleet(store):  # noqa: F811
     assert len(await fleet.list_orders(desk, tech, again.node_id)) == 1
 
 
-async def test_feeds_offers_and_conflicts(store):  # noqa: F811
+async def test_feeds_offers_and_conflicts(store):
     desk = a_desk_of(store)
     await a_country(desk)
     now = desk.clock.now()
@@ -85,7 +84,7 @@ async def test_feeds_offers_and_conflicts(store):  # noqa: F811
     assert await store.read(audit.verify) is None
 
 
-async def test_people(store):  # noqa: F811
+async def test_people(store):
     desk = a_desk_of(store)
     await a_country(desk)
     head = await somebody(desk, Role.COMMUNE_HEAD, YEN_THANH, "ha")

@@ -1,11 +1,13 @@
 """Stores for tests: `a_store()` in memory for one dialect, the fixture `store` once per dialect.
 
-`store` is a SQLite file and a database of the session's private PostgreSQL in turn, both with every table and empty.
-`store_url` gives only the address of such a database, for tests that open it more than once.
+`store` is a SQLite file and a database of the session's private PostgreSQL in turn, both with every table and no row.
+`store_url` gives only the address of such a database, for tests that open it more than once; `empty_url` one without a
+table.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.store.session import BUSY_TIMEOUT_MS, Store
+from broadcast_server.store.session import BUSY_TIMEOUT_MS, Store, opened
 from broadcast_server.store.tables import Base
 from broadcast_server.supervise import Executor, InlineExecutor, SystemChance
 from tests.support.clock import FakeClock
@@ -59,9 +61,30 @@ def postgres() -> Iterator[PrivatePostgres]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with every table, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "loa.db"
+    _create_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: PrivatePostgres) -> str:
+    """Name of a database with every table, to be copied."""
+    url = postgres.new_database()
+    _create_tables(url)
+    return url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
+
+
+def _create_tables(url: str) -> None:
+    with opened(url) as engine:
+        Base.metadata.create_all(engine)
+
+
 @pytest.fixture(params=DIALECTS)
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Address of an empty database, once per dialect."""
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Address of a database without a table, once per dialect."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'loa.db'}"
         return
@@ -71,8 +94,22 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     running.drop(url)
 
 
+@pytest.fixture(params=DIALECTS)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Address of a database with every table and no row, once per dialect."""
+    if request.param == "sqlite":
+        path = tmp_path / "loa.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    running: PrivatePostgres = request.getfixturevalue("postgres")
+    url = running.new_database(request.getfixturevalue("postgres_template"))
+    yield url
+    running.drop(url)
+
+
 @pytest_asyncio.fixture
 async def store(store_url: str) -> AsyncIterator[Store]:
     """A store with every table, once per dialect."""
-    async with a_store(store_url) as opened:
-        yield opened
+    async with a_store(store_url, create=False) as ready:
+        yield ready
