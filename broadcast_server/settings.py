@@ -7,12 +7,12 @@ default.
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_serializer, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     relay: RelaySettings = RelaySettings()
     playout: PlayoutSettings = PlayoutSettings()
 
+    @field_serializer("database_url")
+    def _without_password(self, value: str | None) -> str | None:
+        """What is shown of it."""
+        password = None if value is None else urlsplit(value).password
+        return value if value is None or not password else value.replace(f":{password}@", ":**********@", 1)
+
     @model_validator(mode="after")
     def _production_is_safe(self) -> Self:
         if self.environment == "production":
@@ -121,6 +127,17 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{(self.data_dir / 'loa.sqlite').absolute()}"
 
 
+class _Where(BaseSettings):
+    """Where the file is; asked of the environment alone, and a file that is named must be there."""
+
+    model_config = SettingsConfigDict(env_prefix="LOA_", extra="ignore")
+
+    settings_file: FilePath | None = None
+
+
 def load() -> Settings:
-    """Settings from the environment and the file of `LOA_SETTINGS_FILE`. Raises `ValidationError` naming the field."""
-    return Settings(_env_file=os.environ.get("LOA_SETTINGS_FILE"))  # type: ignore[call-arg]  # pydantic-settings' own
+    """Settings from the environment and, where that is silent, the file of `LOA_SETTINGS_FILE`.
+
+    Raises `ValidationError` naming the field.
+    """
+    return Settings(_env_file=_Where().settings_file)  # type: ignore[call-arg]  # pydantic-settings' own

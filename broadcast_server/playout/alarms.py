@@ -8,6 +8,7 @@ conductor looks by itself every half second, and the housekeeping jobs are idemp
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from broadcast_server.domain.clock import LOCAL, Clock
-from broadcast_server.domain.errors import BroadcastError
+from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.store import jobs
 from broadcast_server.store.session import Store
@@ -29,6 +30,8 @@ from broadcast_server.store.session import Store
 log = get_logger()
 
 NEXT_EDGE: Final = "next_plan_edge"
+LATEST: Final = timedelta(hours=25)
+CATCH_UP: Final = timedelta(minutes=2)
 
 
 class Bell(Protocol):
@@ -65,8 +68,13 @@ class Alarms:
 
     async def start(self) -> None:
         """Set every job and write down when it will ring."""
+        ran = await self._store.read(jobs.last_runs)
+        now = self._clock.now()
         for job in self._jobs.values():
-            self._scheduler.add_job(self._run, _trigger(job), args=(job.name,), id=job.name, name=job.name)
+            # Power fails at night: what rings once a day and was missed is made up for soon after the start.
+            is_missed = job.daily_at is not None and job.name in ran and now - ran[job.name] > LATEST
+            first = {"next_run_time": now + CATCH_UP} if is_missed else {}
+            self._scheduler.add_job(self._run, _trigger(job), args=(job.name,), id=job.name, name=job.name, **first)
         self._scheduler.start()
         told = {job.id: job.next_run_time for job in self._scheduler.get_jobs()}
         told[NEXT_EDGE] = None
@@ -91,19 +99,33 @@ class Alarms:
 
     async def _edge(self) -> None:
         self._bell.ring()
-        now = self._clock.now()
-        await self._store.begin(lambda session: jobs.note(session, NEXT_EDGE, now, "rang", None), ring=False)
+        await self._note(NEXT_EDGE, self._clock.now(), "rang")
 
     async def _run(self, name: str) -> None:
         started = self._clock.now()
+        outcome = (
+            "failed: unexpectedly"  # what is raised and not foreseen goes on to APScheduler's log, and is told here
+        )
         try:
             outcome = await self._jobs[name].work()
-        except BroadcastError as error:
-            outcome = f"failed: {error.code}"
-            log.warning("job.failed", job=name, code=error.code)
+        except asyncio.CancelledError:
+            outcome = ""
+            raise
+        except (BroadcastError, OSError) as error:
+            code = error.code if isinstance(error, BroadcastError) else type(error).__name__
+            outcome = f"failed: {code}"
+            log.warning("job.failed", job=name, code=code)
+        finally:
+            if outcome:
+                await self._note(name, started, outcome)
+
+    async def _note(self, name: str, at: datetime, outcome: str) -> None:
         scheduled = self._scheduler.get_job(name)
         next_at = None if scheduled is None else scheduled.next_run_time
-        await self._store.begin(lambda session: jobs.note(session, name, started, outcome, next_at), ring=False)
+        try:
+            await self._store.begin(lambda session: jobs.note(session, name, at, outcome, next_at), ring=False)
+        except Unavailable as away:
+            log.warning("job.not_noted", job=name, code=away.code)
 
 
 def _trigger(job: Job) -> Any:

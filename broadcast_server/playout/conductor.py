@@ -2,29 +2,32 @@
 
 It only compares *desired* with *actual*; a new behaviour is a new kind of desired state computed elsewhere, never a
 handler here. A maintainer must not break: (1) nothing is signed without the lease, and every number is stored before
-it is sent; (2) `tick` is idempotent: a missed, doubled or late ring changes nothing but the time at which it acts;
-(3) after every connect to the broker everything retained is published again, because a broker may have lost it; (4)
-when a node has obeyed something newer than what we sign (a restored backup, an older leader), we rise above it and
-send all again.
+it is sent; (2) `tick` is idempotent: a missed, doubled or late ring changes nothing but the time at which it acts; (3)
+after every connect to the broker everything retained is published again, because a broker may have lost it; (4) when a
+node has obeyed something newer than what we sign (a restored backup, an older leader), we rise above it and send all
+again; (5) all that is signed here takes its number from one counter, so one comparison with what a node shows tells
+who is ahead; (6) a slice is sent only by who holds the lease at that moment; (7) one bad row costs its own schedule,
+node or order, never the tick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.domain.errors import Unavailable
+from broadcast_server.domain.errors import BroadcastError, Invalid, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
 from broadcast_server.playout.inbox import Heard
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
-from broadcast_server.relay.engine import Engine, FeedKind, StreamSpec
+from broadcast_server.relay.engine import FeedKind, StreamSpec
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import leases, outbox, plans, sequences
+from broadcast_server.store import leases, outbox, plans, reports, sequences
 from broadcast_server.store.plans import PublishedPlan, Seat
 from broadcast_server.store.session import Session, Store
 
@@ -40,6 +43,24 @@ STREAM_LEAD: Final = timedelta(seconds=12)
 STREAM_TAIL: Final = timedelta(seconds=6)
 BROADCASTS_AHEAD: Final = timedelta(hours=26)
 NOTE_ALL_EVERY: Final = timedelta(minutes=30)
+RESEND_AFTER_S: Final = (20.0, 40.0, 80.0, 160.0, 320.0, 600.0)
+"""Waits before a plan that is not followed is sent again; the last repeats. A node may be deaf for days."""
+RISE_EVERY_S: Final = 20.0
+HIGHEST_CLAIM: Final = 0xF000_0000
+"""A status is not signed: no node's word lifts the epoch to where the wire's 32 bits end."""
+COUNTER: Final = "signed"
+
+
+class Relays(Protocol):
+    """What the conductor needs of the relay engine."""
+
+    async def reconcile(self, desired: Mapping[str, StreamSpec]) -> None:
+        """Make what runs equal to `desired`, by stream id."""
+        ...
+
+
+class _Deposed(Exception):  # noqa: N818  reads as what happened
+    """The lease was lost, or its epoch rose, in the middle of a tick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +81,7 @@ class Conductor:
         store: Store,
         bus: Bus,
         signer: Signer,
-        engine: Engine,
+        engine: Relays,
         planner: Planner,
         clock: Clock,
         chance: Chance,
@@ -75,7 +96,9 @@ class Conductor:
         self._speak_for = speak_for
         self._ear = store.doorbell.ear()
         self._epoch = 0
-        self._must_rise_above = 0
+        self._given = 0
+        self._seen = (0, 0)
+        self._risen_s = -RISE_EVERY_S
         self._lease: leases.Lease | None = None
         self._renewed_s = 0.0
         self._has_looked = False
@@ -83,7 +106,13 @@ class Conductor:
         self._states: dict[str, bytes] = {}
         self._key_units: frozenset[str] = frozenset()
         self._must_refill = True
+        self._is_refilling = False
         self._must_plan = True
+        self._must_note = False
+        self._renewed_on: datetime | None = None
+        self._in_force: object = None
+        self._relays: tuple[_Relay, ...] = ()
+        self._resent: dict[str, tuple[int, float]] = {}
         self._planned_s = 0.0
         self._overdue_s = 0.0
         self._noted: frozenset[str] = frozenset()
@@ -111,10 +140,15 @@ class Conductor:
 
     def heard(self, heard: Heard) -> None:
         """The inbox committed something: a node that obeyed somebody newer makes us rise above it."""
-        if heard.highest[0] > self._epoch > 0:
-            log.warning("leader.outranked", epoch=self._epoch, seen=heard.highest[0])
-            self._must_rise_above = max(self._must_rise_above, heard.highest[0])
+        if heard.highest[0] >= HIGHEST_CLAIM:
+            log.warning("leader.epoch_implausible", seen=heard.highest[0])
+            return
+        self._seen = max(self._seen, heard.highest)
+        if self._is_outranked():
             self._ear.hear()
+
+    def _is_outranked(self) -> bool:
+        return self._epoch > 0 and self._seen > (self._epoch, self._given)
 
     async def run(self) -> None:
         """Tick for ever: at every ring, and every `LOOK_S` without one."""
@@ -128,19 +162,22 @@ class Conductor:
         if not await self._hold_lease() or not self._bus.connected:
             return
         now = self._clock.now()
+        self._is_refilling, self._must_refill = self._must_refill, False  # a reconnect meanwhile asks for another
         try:
             desired = await self._plan(now)
             await self._publish_keys(desired, now)
             await self._publish_plans(desired, now)
             await self._publish_states(desired, now)
-            self._must_refill = False
             await self._publish_overdue(desired, now)
             await self._send_orders(now)
-        except Unavailable as away:
-            log.warning("conductor.waits", code=away.code)
+        except _Deposed:
             self._must_refill = True
             return
-        await self._reconcile(desired, now)
+        except Unavailable as away:
+            log.warning("conductor.waits", code=away.code)
+            self._must_refill |= self._is_refilling or not self._bus.connected
+            return
+        await self._reconcile(now)
 
     async def close(self) -> None:
         """Give the lease back, so that another may lead at once."""
@@ -154,34 +191,56 @@ class Conductor:
 
     async def _hold_lease(self) -> bool:
         now_s = self._clock.monotonic()
-        if self._epoch and not self._must_rise_above and now_s - self._renewed_s < self._lease_s / 3:
+        must_rise = self._is_outranked() and now_s - self._risen_s >= RISE_EVERY_S
+        if self._epoch and not must_rise and now_s - self._renewed_s < self._lease_s / 3:
             return True
-        above, self._must_rise_above = self._must_rise_above, 0
+        now, ttl, was = self._clock.now(), timedelta(seconds=self._lease_s), self._epoch
 
-        now = self._clock.now()
+        def take(session: Session) -> tuple[leases.Lease | None, int]:
+            held = leases.acquire(session, LEASE, self._name, now=now, ttl=ttl)
+            given = sequences.last(session, COUNTER)
+            if held is not None and (must_rise or held.epoch != was):
+                shown = reports.highest_seen(session)
+                seen = max(self._seen, shown if shown[0] < HIGHEST_CLAIM else (0, 0))
+                if seen > (held.epoch, given):
+                    log.warning("leader.outranked", epoch=held.epoch, given=given, seen=seen)
+                    leases.raise_above(session, LEASE, seen[0], now=now)
+                    held = leases.renew(session, held, now=now, ttl=ttl)
+            return held, given
 
-        def take(session: Session) -> leases.Lease | None:
-            held = leases.acquire(session, LEASE, self._name, now=now, ttl=timedelta(seconds=self._lease_s))
-            if held is not None and above:
-                leases.raise_above(session, LEASE, above, now=now)
-                held = leases.renew(session, held, now=now, ttl=timedelta(seconds=self._lease_s))
-            return held
-
-        self._lease = await self._store.begin(take, ring=False)
+        self._lease, self._given = await self._store.begin(take, ring=False)
         self._has_looked = True
         if self._lease is None:
-            if self._epoch:
-                log.warning("leader.lost", epoch=self._epoch)
+            if was:
+                log.warning("leader.lost", epoch=was)
             self._epoch = 0
             await self._engine.reconcile({})
             return False
         self._renewed_s = now_s
-        if self._lease.epoch != self._epoch:
+        if must_rise:
+            self._risen_s = now_s
+        if self._lease.epoch != was:
             log.info("leader.elected", epoch=self._lease.epoch, name=self._name)
             self._epoch = self._lease.epoch
-            self._published = await self._store.read(plans.published)
             self._must_refill = self._must_plan = True
+            self._published = await self._store.read(plans.published)
         return True
+
+    async def _hold_on(self) -> None:
+        """Before each slice: nothing of ours leaves once another may lead. Raises `_Deposed`."""
+        epoch = self._epoch
+        if not await self._hold_lease() or self._epoch != epoch:
+            raise _Deposed
+
+    async def _publish(self, items: Sequence[tuple[str, bytes]], *, retain: bool = True) -> None:
+        await self._hold_on()
+        await self._bus.publish_many(items, retain=retain)
+
+    async def _number(self) -> int:
+        """A fresh number, stored before anything is signed with it."""
+        await self._hold_on()
+        self._given = await self._store.begin(lambda session: sequences.take(session, COUNTER), ring=False)
+        return self._given
 
     def _broker_is_back(self) -> None:
         self._must_refill = True
@@ -198,13 +257,27 @@ class Conductor:
             or now_s - self._planned_s >= REPLAN_S
             or desired.window != self._planner.window(now)
         )
-        if not is_stale and desired is not None:
-            return desired
+        if is_stale or desired is None:
+            desired = await self._plan_anew(now, now_s)
+        if self._must_note:
+            try:
+                await self._note(desired, now)
+            except Unavailable:
+                raise
+            except BroadcastError as error:  # a schedule that went meanwhile: the next planning knows
+                log.error("plan.not_noted", code=error.code, facts=error.facts)  # noqa: TRY400
+            self._must_note = False
+        return desired
+
+    async def _plan_anew(self, now: datetime, now_s: float) -> Desired:
         self._must_plan = False
-        desired = await self._store.read(lambda session: self._planner.plan(session, now))
-        self._planned_s = now_s
-        self.desired = desired
-        await self._note(desired, now)
+        try:
+            desired = await self._store.read(lambda session: self._planner.plan(session, now))
+        except Unavailable:
+            self._must_plan = True
+            raise
+        self._planned_s, self.desired, self._must_note = now_s, desired, True
+        self._relays = _relays_of(desired)
         self.on_planned(desired)
         return desired
 
@@ -237,7 +310,7 @@ class Conductor:
             (seat, target)
             for target in desired.targets
             for seat in target.seats
-            if self._must_refill or not self._is_published(seat, target.sha256, desired.window.end)
+            if self._is_refilling or not self._is_published(seat, target.sha256, desired.window.end)
         ]
         if wanted:
             await self._send_plans(desired, wanted, now)
@@ -256,7 +329,7 @@ class Conductor:
         bodies = {target.sha256: target.packed for _, target in wanted}
 
         def number(session: Session) -> tuple[int, dict[str, PublishedPlan]]:
-            sequence = sequences.take(session, "plan")
+            sequence = sequences.take(session, COUNTER)
             fresh = {
                 seat.node_id: PublishedPlan(
                     target.sha256, epoch, sequence, desired.window.start, desired.window.end, now, None
@@ -267,21 +340,37 @@ class Conductor:
             plans.drop_unused_bodies(session)
             return sequence, fresh
 
+        await self._hold_on()
         sequence, fresh = await self._store.begin(number, ring=False)
-        for start in range(0, len(wanted), SLICE):
-            to_send = [
-                wire.PlanToSend(
-                    node_id=seat.node_id,
-                    unit_id=seat.unit_id,
-                    packed=target.packed,
-                    valid_from=desired.window.start,
-                    valid_until=desired.window.end,
-                    epoch=epoch,
-                    sequence=sequence,
-                )
-                for seat, target in wanted[start : start + SLICE]
-            ]
-            await self._bus.publish_many(await wire.plan_messages(self._signer, to_send, now=now), retain=True)
+        self._given = sequence
+        sending: asyncio.Task[None] | None = None
+        try:
+            for start in range(0, len(wanted), SLICE):
+                to_send = [
+                    wire.PlanToSend(
+                        node_id=seat.node_id,
+                        unit_id=seat.unit_id,
+                        packed=target.packed,
+                        valid_from=desired.window.start,
+                        valid_until=desired.window.end,
+                        epoch=epoch,
+                        sequence=sequence,
+                    )
+                    for seat, target in wanted[start : start + SLICE]
+                ]
+                signed = await wire.plan_messages(self._signer, to_send, now=now)
+                if sending is not None:
+                    await sending
+                await self._hold_on()
+                sending = asyncio.create_task(
+                    self._bus.publish_many(signed, retain=True), name="playout.plans"
+                )  # on its way while the next are signed
+            if sending is not None:
+                await sending
+        finally:
+            if sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.wait([sending])
         self._published.update(fresh)
         log.info("plans.published", nodes=len(wanted), bodies=len(bodies), epoch=epoch, sequence=sequence)
 
@@ -291,11 +380,24 @@ class Conductor:
         if now_s - self._overdue_s < OVERDUE_LOOK_S:
             return
         self._overdue_s = now_s
-        late = set(await self._store.read(lambda session: plans.overdue(session, published_before=now - OVERDUE_AFTER)))
-        wanted = [(seat, target) for target in desired.targets for seat in target.seats if seat.node_id in late]
-        if wanted:
-            log.warning("plans.unacknowledged", nodes=len(wanted))
-            await self._send_plans(desired, wanted, now)
+        silent = set(await self._store.read(lambda session: plans.overdue(session, published_before=now)))
+        self._resent = {node: known for node, known in self._resent.items() if node in silent}
+        due = {node for node in silent if self._is_due(node, now, now_s)}
+        wanted = [(seat, target) for target in desired.targets for seat in target.seats if seat.node_id in due]
+        if not wanted:
+            return
+        log.warning("plans.unacknowledged", nodes=len(wanted))
+        await self._send_plans(desired, wanted, now)
+        for seat, _ in wanted:
+            times = self._resent.get(seat.node_id, (0, 0.0))[0] + 1
+            wait_s = RESEND_AFTER_S[min(times, len(RESEND_AFTER_S) - 1)]
+            self._resent[seat.node_id] = (times, now_s + wait_s)
+
+    def _is_due(self, node_id: str, now: datetime, now_s: float) -> bool:
+        if node_id in self._resent:
+            return now_s >= self._resent[node_id][1]
+        plan = self._published.get(node_id)
+        return plan is not None and now - plan.published_at >= OVERDUE_AFTER
 
     # -- keys, configs, alerts
 
@@ -303,39 +405,53 @@ class Conductor:
         fleet = desired.fleet
         own = frozenset(seat.unit_id for seat in fleet.seats)
         units = frozenset(place for unit in own for place in fleet.tree.ancestors(unit, fleet.on))
-        if units == self._key_units and not self._must_refill:
-            return
-        self._speak_for(sorted(units))
-        await self._bus.publish_many(await wire.key_messages(self._signer, sorted(units), now=now), retain=True)
+        fresh = sorted(units if self._must_renew(desired) else units - self._key_units)
+        if fresh:
+            self._speak_for(fresh)
+            sequence = await self._number()
+            for start in range(0, len(fresh), SLICE):
+                part = fresh[start : start + SLICE]
+                await self._publish(
+                    await wire.key_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
+                )
         self._key_units = units
 
+    def _must_renew(self, desired: Desired) -> bool:
+        """Whether all states go out again: the broker may have lost them, or a day is over and their expiry nearer."""
+        return self._is_refilling or self._renewed_on != desired.window.start
+
     async def _publish_states(self, desired: Desired, now: datetime) -> None:
-        alerts, latches = await self._store.read(
+        must_renew = self._must_renew(desired)
+        in_force = await self._store.read(
             lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
         )
-        states = [wire.alert_set(unit, alerts.get(unit, ()), latches.get(unit)) for unit in sorted(self._key_units)]
-        if self._must_refill or self._configured is not desired.fleet:
-            states += self._configs(desired.fleet)
-        changed = [state for state in states if self._must_refill or self._states.get(state.topic) != state.body]
+        states: list[wire.StateToSend] = []
+        if must_renew or (in_force, self._key_units) != self._in_force:
+            states += _alert_sets(sorted(self._key_units), *in_force)
+        if must_renew or self._configured is not desired.fleet:
+            states += await self._configs(desired.fleet)
+        changed = [state for state in states if must_renew or self._states.get(state.topic) != state.body]
         if changed:
-            sequence = await self._store.begin(lambda session: sequences.take(session, "state"), ring=False)
+            sequence = await self._number()
             for start in range(0, len(changed), SLICE):
                 part = changed[start : start + SLICE]
-                await self._bus.publish_many(
-                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence),
-                    retain=True,
+                await self._publish(
+                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
                 )
-            self._states.update((state.topic, state.body) for state in changed)
-        self._configured = desired.fleet
+                self._states.update((state.topic, state.body) for state in part)
+        self._in_force = (in_force, self._key_units)
+        self._configured, self._renewed_on = desired.fleet, desired.window.start
 
-    def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
+    async def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
         paths = {seat.unit_id: fleet.tree.ancestors(seat.unit_id, fleet.on) for seat in fleet.seats}
         groups: dict[str, list[str]] = {}
         for group_id in sorted(fleet.groups):
             for cluster_id in fleet.groups[group_id]:
                 groups.setdefault(cluster_id, []).append(group_id)
-        return [
-            wire.node_config(
+
+        def config(seat: Seat, own: Mapping[str, Any]) -> wire.StateToSend:
+            policy = fleet.policies[seat.unit_id]
+            return wire.node_config(
                 seat.node_id,
                 seat.unit_id,
                 path=paths[seat.unit_id],
@@ -343,52 +459,68 @@ class Conductor:
                 groups=groups.get(seat.cluster_id, ()),
                 quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
                 max_gain_db=policy.max_gain_db,
-                cluster_config=seat.config,
+                cluster_config=own,
                 assets_url=self._facts.assets_url,
                 status_interval_s=self._facts.status_interval_s,
             )
-            for seat in fleet.seats
-            for policy in (fleet.policies[seat.unit_id],)
-        ]
+
+        made = []
+        for number, seat in enumerate(fleet.seats, start=1):
+            try:
+                made.append(config(seat, seat.config))
+            except Invalid as error:
+                log.error("config.unreadable", cluster_id=seat.cluster_id, facts=error.facts)  # noqa: TRY400
+                made.append(config(seat, {}))
+            if number % SLICE == 0:
+                await self._clock.sleep(0)  # ten thousand of them must not make the live voice wait
+        return made
 
     # -- orders
 
     async def _send_orders(self, now: datetime) -> None:
-        rows = await self._store.read(lambda session: outbox.due(session, now=now))
-        if not rows:
+        rows, has_expired = await self._store.read(
+            lambda session: (outbox.due(session, now=now), outbox.has_expired(session, now=now))
+        )
+        if not rows and not has_expired:
             return
+        await self._hold_on()
 
         def number(session: Session) -> int:
             outbox.expire(session, now=now)
             outbox.mark_sent(session, [row.id for row in rows], now=now)
-            return sequences.take(session, "order", above=0)
+            return sequences.take(session, COUNTER, count=len(rows)) if rows else self._given
 
-        sequence = await self._store.begin(number, ring=False)
-        for row in rows:
+        self._given = last = await self._store.begin(number, ring=False)
+        to_send: list[tuple[str, bytes]] = []
+        wrong: list[str] = []
+        for sequence, row in enumerate(rows, start=last - len(rows) + 1):  # two orders of one node must differ
             order = wire.OrderToSend(
                 order_id=row.id,
                 node_id=row.node_id,
                 unit_id=row.unit_id,
-                verb=row.body["verb"],
-                seconds=int(row.body.get("seconds", 0)),
+                verb=row.body.get("verb"),
+                seconds=row.body.get("seconds", 0),
                 expires_at=row.expires_at,
             )
-            topic, payload = await wire.order_message(
-                self._signer, order, now=now, epoch=self._epoch, sequence=sequence
-            )
-            await self._bus.publish(topic, payload, qos=1)
+            try:
+                to_send.append(
+                    await wire.order_message(self._signer, order, now=now, epoch=self._epoch, sequence=sequence)
+                )
+            except BroadcastError as error:
+                log.error("order.unsendable", order_id=row.id, code=error.code, facts=error.facts)  # noqa: TRY400
+                wrong.append(row.id)
+        if wrong:
+            await self._store.begin(lambda session: outbox.give_up(session, wrong), ring=False)
+        if to_send:
+            await self._publish(to_send, retain=False)
 
     # -- relays
 
-    async def _reconcile(self, desired: Desired, now: datetime) -> None:
-        listeners: dict[str, int] = {}
-        for target in desired.targets:
-            for stream in {
-                segment.stream
-                for segment in target.plan.segments
-                if segment.stream is not None and segment.start - STREAM_LEAD <= now < segment.end + STREAM_TAIL
-            }:
-                listeners[stream] = listeners.get(stream, 0) + len(target.seats)
+    async def _reconcile(self, now: datetime) -> None:
+        listeners: dict[str, dict[int, int]] = {}
+        for relay in self._relays:
+            if relay.start - STREAM_LEAD <= now < relay.end + STREAM_TAIL:
+                listeners.setdefault(relay.stream, {})[relay.target] = relay.nodes
         specs: dict[str, StreamSpec] = {}
         if listeners:
             feeds = await self._store.read(lambda session: plans.feed_sources(session, listeners))
@@ -399,7 +531,7 @@ class Conductor:
                     kind=FeedKind(feed.kind.value),
                     url=feed.url,
                     mount=feed.mount,
-                    listeners=listeners[feed_id],
+                    listeners=sum(listeners[feed_id].values()),
                     epoch=self._epoch,
                 )
                 for feed_id, feed in feeds.items()
@@ -407,7 +539,47 @@ class Conductor:
         await self._engine.reconcile(specs)
 
 
-LEASE: Final = "conductor"
+LEASE: Final = leases.LEADER
+
+
+@dataclass(frozen=True, slots=True)
+class _Relay:
+    """One stretch of a plan that takes a stream. `target`: number of the target set, `nodes`: how many it has."""
+
+    stream: str
+    start: datetime
+    end: datetime
+    target: int
+    nodes: int
+
+
+def _relays_of(desired: Desired) -> tuple[_Relay, ...]:
+    return tuple(
+        _Relay(segment.stream, segment.start, segment.end, number, len(target.seats))
+        for number, target in enumerate(desired.targets)
+        for segment in target.plan.segments
+        if segment.stream is not None
+    )
+
+
+def _alert_sets(
+    units: Sequence[str],
+    alerts: Mapping[str, Sequence[dict[str, Any]]],
+    latches: Mapping[str, tuple[str, datetime]],
+) -> list[wire.StateToSend]:
+    """All that is in force for each unit; one alert that is none takes nothing from the others."""
+    made = []
+    for unit in units:
+        good = []
+        for alert in alerts.get(unit, ()):
+            try:
+                wire.alert_set(unit, (alert,), None)
+            except Invalid as error:
+                log.error("alert.unreadable", unit_id=unit, facts=error.facts)  # noqa: TRY400
+            else:
+                good.append(alert)
+        made.append(wire.alert_set(unit, good, latches.get(unit)))
+    return made
 
 
 def _broadcast_rows(desired: Desired, targets: Sequence[TargetPlan], now: datetime) -> list[dict[str, Any]]:

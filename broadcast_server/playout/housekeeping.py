@@ -15,7 +15,7 @@ from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.fetch import Fetcher
 from broadcast_server.logs import get_logger
 from broadcast_server.playout.alarms import Job
-from broadcast_server.relay.engine import Engine
+from broadcast_server.playout.keeper import Streams
 from broadcast_server.store import conflicts, feeds, library
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.words import FeedState
@@ -24,6 +24,7 @@ from broadcast_server.supervise import Executor
 log = get_logger()
 
 PROBE_S: Final = 10.0
+PROBES_AT_ONCE: Final = 8
 UNTOUCHED_FOR: Final = timedelta(days=1)
 
 
@@ -38,7 +39,7 @@ class Housekeeping:
         chance: Chance,
         executor: Executor,
         assets: AssetStore,
-        engine: Engine,
+        engine: Streams,
         fetcher: Fetcher,
         backup: Callable[[], Awaitable[str]],
     ) -> None:
@@ -59,13 +60,18 @@ class Housekeeping:
         """Ask every pulled feed that is not being relayed for its first bytes; one bad feed delays nobody for long."""
         relayed = {status.feed_id for status in self._engine.status().values()}
         pulled = await self._store.read(lambda session: feeds.pulled_in_force(session, self._clock.now()))
+        asked = [(feed_id, url) for feed_id, url in pulled if feed_id not in relayed]
         answered = 0
-        for feed_id, url in pulled:
-            if feed_id in relayed:
-                continue
-            state, reason = await self._probe(url)
-            answered += state is FeedState.HEALTHY
-            await self._write_state(feed_id, state, reason)
+        for start in range(0, len(asked), PROBES_AT_ONCE):
+            part = asked[start : start + PROBES_AT_ONCE]
+            async with asyncio.TaskGroup() as group:
+                probes = [
+                    group.create_task(self._probe(url), name=f"playout.probe[{feed_id}]") for feed_id, url in part
+                ]
+            for (feed_id, _), probe in zip(part, probes, strict=True):
+                state, reason = probe.result()
+                answered += state is FeedState.HEALTHY
+                await self._write_state(feed_id, state, reason)
         return f"{answered} of {len(pulled)} feeds answered, {len(relayed)} on the air"
 
     async def watch_validity(self) -> str:

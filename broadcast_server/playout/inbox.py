@@ -1,8 +1,10 @@
 """What nodes say, taken in: statuses coalesced, reports believed only when signed and stored before they are answered.
 
 A maintainer must not break: (1) a report is acknowledged only after the commit that holds it; the node keeps it until
-then, so dropping one under load loses nothing; (2) one commit per `FLUSH_S` at most, however many nodes speak; (3) a
-time question is answered with the instant its bytes arrived, stamped by the bus, and the instant the answer left.
+then, so dropping one under load loses nothing; (2) one commit per `FLUSH_S` at most, however many nodes speak, and it
+does not ring the doorbell: what nodes say changes no plan; (3) a time question is answered with the instant its bytes
+arrived, stamped by the bus, and the instant the answer left; (4) what the database does not take is found by halving,
+counted and left out: one node's nonsense costs nobody else a word.
 
 Everything refused is counted by reason in `refused`; nothing a node sends can raise out of here.
 """
@@ -14,16 +16,17 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from broadcast_server.domain.clock import Chance, Clock
+from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus, Message
 from broadcast_server.playout import wire
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import plans, reports
+from broadcast_server.store import outbox, plans, reports
 from broadcast_server.store.reports import KnownNode
-from broadcast_server.store.session import Store
+from broadcast_server.store.session import Session, Store
 
 log = get_logger()
 
@@ -31,6 +34,10 @@ FLUSH_S: Final = 0.2
 REPORTS_WAITING: Final = 20_000
 QUESTIONS_WAITING: Final = 5_000
 REPORTS_AT_ONCE: Final = 2_000
+STATUSES_WAITING: Final = 200_000
+STATUSES_AT_ONCE: Final = 5_000
+STRANGERS_REMEMBERED: Final = 1_000
+ACKS_IN_A_TURN: Final = 50
 RELOAD_S: Final = 5.0
 
 
@@ -38,12 +45,12 @@ RELOAD_S: Final = 5.0
 class Heard:
     """What one flush brought in, for those who act on it."""
 
-    entries: frozenset[str]
-    """Entries about which new reports came."""
+    told: frozenset[tuple[str, str]]
+    """`(entry, node)` about which new reports came."""
     nodes: frozenset[str]
     """Nodes that told their status."""
     highest: tuple[int, int]
-    """The highest epoch and sequence any of these statuses named."""
+    """The highest epoch and sequence any of these statuses named; `(0, 0)` if none did."""
 
 
 class Inbox:
@@ -65,6 +72,7 @@ class Inbox:
         self._clock, self._chance = clock, chance
         self._epoch, self._on_heard = epoch, on_heard
         self._known: dict[str, KnownNode] = {}
+        self._strangers: set[str] = set()
         self._loaded_s = -RELOAD_S
         self._statuses: dict[str, wire.NodeWord] = {}
         self._reports: deque[wire.SignedReport] = deque(maxlen=REPORTS_WAITING)
@@ -92,42 +100,89 @@ class Inbox:
             self.answered += 1
 
     async def flush(self) -> None:
-        """Commit what has come in so far and acknowledge it."""
+        """Commit what has come in so far and acknowledge it. While the store is away it is kept for the next time."""
         if not self._statuses and not self._reports:
             return
-        await self._know_everybody()
-        statuses, self._statuses = self._statuses, {}
+        try:
+            await self._know_everybody()
+        except Unavailable as away:
+            log.warning("inbox.waits", code=away.code)
+            return
+        statuses = [self._statuses.pop(node) for node in list(self._statuses)[:STATUSES_AT_ONCE]]
         taken = [self._reports.popleft() for _ in range(min(len(self._reports), REPORTS_AT_ONCE))]
-        words = {node: word for node, word in statuses.items() if self._is_known(node)}
+        words = [word for word in statuses if self._is_known(word.node_id)]
         believed = [report for signed in taken if (report := self._believe(signed)) is not None]
         if not words and not believed:
             return
-        now = self._clock.now()
-        ids = [self._chance.new_id() for _ in words]
-
-        def write(session: Any) -> None:
-            reports.save_statuses(session, [word.row() for word in words.values()], now=now, ids=ids)
-            plans.acknowledge(
-                session, {node: word.plan_sha256 for node, word in words.items() if word.plan_sha256}, now=now
-            )
-            reports.save_reports(session, [report.row(received_at=now) for report in believed])
-
-        await self._store.begin(write)
-        await self._acknowledge(believed)
+        try:
+            kept_words, kept = await self._keep(words, believed)
+        except Unavailable as away:
+            log.warning("inbox.waits", code=away.code, statuses=len(words), reports=len(believed))
+            self._put_back(words, taken)
+            return
+        await self._acknowledge(kept)
         self._on_heard(
             Heard(
-                entries=frozenset(report.body.entry_id for report in believed),
-                nodes=frozenset(words),
-                highest=max((word.highest for word in words.values()), default=(0, 0)),
+                told=frozenset((report.body.entry_id, report.node_id) for report in kept),
+                nodes=frozenset(word.node_id for word in kept_words),
+                highest=max((word.highest for word in kept_words), default=(0, 0)),
             )
         )
+
+    async def _keep(
+        self, words: list[wire.NodeWord], believed: list[wire.Report]
+    ) -> tuple[list[wire.NodeWord], list[wire.Report]]:
+        """Commit them, without those the database refuses; what was kept. Raises `Unavailable`: nothing is lost."""
+        try:
+            await self._commit(words, believed)
+        except Unavailable:
+            raise
+        except BroadcastError as error:
+            if len(words) + len(believed) == 1:
+                self.refused[f"store_{error.code}"] += 1
+                node_id = (words or believed)[0].node_id
+                log.warning("inbox.not_kept", node_id=node_id, code=error.code)
+                return [], []
+            middle, half = len(words) // 2, len(believed) // 2
+            if words and believed:
+                middle, half = len(words), 0
+            first = await self._keep(words[:middle], believed[:half])
+            second = await self._keep(words[middle:], believed[half:])
+            return first[0] + second[0], first[1] + second[1]
+        return words, believed
+
+    async def _commit(self, words: list[wire.NodeWord], believed: list[wire.Report]) -> None:
+        now = self._clock.now()
+        ids = [self._chance.new_id() for _ in words]
+        follows = {word.node_id: follows for word in words if (follows := word.follows) is not None}
+        done = {(report.node_id, order) for report in believed if (order := report.done_order) is not None}
+
+        def write(session: Session) -> None:
+            if words:
+                reports.save_statuses(session, [word.row() for word in words], now=now, ids=ids)
+                plans.acknowledge(session, follows, now=now)
+            reports.save_reports(session, [report.row(received_at=now) for report in believed])
+            outbox.acknowledge(session, done, now=now)
+
+        await self._store.begin(write, ring=False)
+
+    def _put_back(self, words: list[wire.NodeWord], taken: list[wire.SignedReport]) -> None:
+        for word in words:
+            self._statuses.setdefault(word.node_id, word)  # what it said since is newer
+        room = REPORTS_WAITING - len(self._reports)
+        self.refused["report_queue_full"] += max(0, len(taken) - room)
+        self._reports.extendleft(reversed(taken[: max(0, room)]))
 
     # -- the bus's side: plain functions, bounded, never raising
 
     def _take_status(self, message: Message) -> None:
         word = wire.read_status(message.topic, message.payload, self.refused)
-        if word is not None:
-            self._statuses[word.node_id] = word
+        if word is None:
+            return
+        if len(self._statuses) >= STATUSES_WAITING and word.node_id not in self._statuses:
+            self.refused["status_queue_full"] += 1  # it tells again
+            return
+        self._statuses[word.node_id] = word
 
     def _take_report(self, message: Message) -> None:
         signed = wire.read_report_topic(message.topic, message.payload, self.refused)
@@ -161,17 +216,27 @@ class Inbox:
         return wire.believe_report(signed, known.public_key, self.refused)
 
     async def _know_everybody(self) -> None:
-        speaking = {*self._statuses, *(signed.node_id for signed in self._reports)}
+        """Read the register again when it is old, or when somebody speaks who was not asked after yet."""
+        unknown = {*self._statuses, *(signed.node_id for signed in self._reports)} - self._known.keys()
         now_s = self._clock.monotonic()
-        if speaking <= self._known.keys() and now_s - self._loaded_s < RELOAD_S:
+        if now_s - self._loaded_s >= RELOAD_S:
+            self._strangers.clear()
+        elif not unknown - self._strangers or len(self._strangers) >= STRANGERS_REMEMBERED:
             return
         self._known = await self._store.read(reports.known_nodes)
+        self._strangers |= unknown - self._known.keys()
         self._loaded_s = now_s
 
-    async def _acknowledge(self, believed: list[wire.Report]) -> None:
-        for node_id, boots in wire.by_boot(believed).items():
+    async def _acknowledge(self, kept: list[wire.Report]) -> None:
+        sent = 0
+        for node_id, boots in wire.by_boot(kept).items():
             for boot_id, sequences in boots.items():
-                payload = await wire.report_ack(
-                    self._signer, node_id, boot_id, sequences, now=self._clock.now(), epoch=self._epoch()
-                )
-                self._bus.publish_nowait(wire.ack_topic(node_id), payload)
+                for start in range(0, len(sequences), wire.ACK_SEQUENCES):
+                    part = sequences[start : start + wire.ACK_SEQUENCES]
+                    payload = await wire.report_ack(
+                        self._signer, node_id, boot_id, part, now=self._clock.now(), epoch=self._epoch()
+                    )
+                    self._bus.publish_nowait(wire.ack_topic(node_id), payload)
+                    sent += 1
+                    if sent % ACKS_IN_A_TURN == 0:
+                        await self._clock.sleep(0)  # a time question must not wait for a thousand signatures

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from broadcast_server.domain.clock import Clock
 from broadcast_server.logs import get_logger
-from broadcast_server.mqtt.broker import Broker
-from broadcast_server.relay.engine import Engine
-from broadcast_server.relay.ingest import Ingest
+from broadcast_server.relay.engine import StreamStatus
+from broadcast_server.relay.ingest import SourceInfo
 from broadcast_server.store import feeds, fleet
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.words import FeedState
@@ -25,10 +24,38 @@ USERS_LOOK_S: Final = 5.0
 FEEDS_LOOK_S: Final = 1.0
 
 
+class Streams(Protocol):
+    """What is asked of the relay engine."""
+
+    def status(self) -> Mapping[str, StreamStatus]:
+        """Every running stream by its id."""
+        ...
+
+
+class Pushed(Protocol):
+    """What is asked of the push listener."""
+
+    def connected(self) -> Mapping[str, SourceInfo]:
+        """The sources that are connected now, by feed id."""
+        ...
+
+    async def revoke(self, feed_id: str) -> bool:
+        """End the feed's connection now; whether there was one."""
+        ...
+
+
+class Users(Protocol):
+    """What is asked of the embedded broker."""
+
+    async def set_users(self, users: Mapping[str, str]) -> None:
+        """Let exactly these in: password lines by name."""
+        ...
+
+
 class BrokerKeeper:
     """Gives the embedded broker the users that the rows name: the server itself and every node that is not retired."""
 
-    def __init__(self, *, store: Store, broker: Broker, server_line: tuple[str, str]) -> None:
+    def __init__(self, *, store: Store, broker: Users, server_line: tuple[str, str]) -> None:
         """`server_line`: our own user and its password line."""
         self._store, self._broker, self._server_line = store, broker, server_line
         self._ear = store.doorbell.ear()
@@ -66,13 +93,13 @@ class FeedKeeper:
         self._admitted.setdefault(row.id, row.credential_version)
         return row.id
 
-    async def run(self, engine: Engine, ingest: Ingest) -> None:
+    async def run(self, engine: Streams, ingest: Pushed) -> None:
         """Look at every ring, and every second, for ever."""
         while True:
             await self._ear.wait(FEEDS_LOOK_S)
             await self.look(engine, ingest)
 
-    async def look(self, engine: Engine, ingest: Ingest) -> None:
+    async def look(self, engine: Streams, ingest: Pushed) -> None:
         """Cut what may no longer push; write states that changed."""
         now = self._clock.now()
         connected = ingest.connected()
@@ -83,11 +110,12 @@ class FeedKeeper:
             if versions.get(feed_id) != self._admitted.get(feed_id):
                 log.warning("feed.credential_changed", feed_id=feed_id)
                 await ingest.revoke(feed_id)
-        for feed_id in self._admitted.keys() - connected.keys():
+                self._admitted.pop(feed_id, None)  # whoever comes next comes with the credential of now
+        for feed_id in self._admitted.keys() - ingest.connected().keys():  # as of now: one may just have come in
             del self._admitted[feed_id]
         await self._write_states(engine, ingest, now)
 
-    async def _write_states(self, engine: Engine, ingest: Ingest, now: datetime) -> None:
+    async def _write_states(self, engine: Streams, ingest: Pushed, now: datetime) -> None:
         seen: dict[str, tuple[FeedState, str | None, dict[str, Any]]] = {}
         for feed_id, source in ingest.connected().items():
             seen[feed_id] = (FeedState.IDLE, None, {"agent": source.user_agent, "bytes_in": source.bytes_in})

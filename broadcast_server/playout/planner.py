@@ -2,9 +2,10 @@
 
 A maintainer must not break: (1) a plan's window starts at local midnight of today and is clipped from a sweep that
 began a day earlier, so a plan changes only when something that sounds changes, and once a day; (2) everything that
-will not sound as asked comes out as a named conflict: blocked content, a dropped entry, a refusal by policy; (3) what
-did not change is not computed again: places and seats are kept while `fleet_mark` holds, a target set's plan while
-its entries are equal.
+will not sound as asked comes out as a named conflict: blocked content, a dropped entry, a refusal by policy, a plan
+too large for one packet; (3) what did not change is not computed again: places and seats are kept while `fleet_mark`
+holds, a target set's plan while its entries are equal; (4) rows that make no sense silence their own schedule, named,
+and nobody else's.
 
 `plan` runs inside one reading snapshot, on the store's executor; it keeps memory between calls, so one planner serves
 one caller at a time.
@@ -13,23 +14,28 @@ one caller at a time.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain import timeline
 from broadcast_server.domain.clock import LOCAL, Window, from_ms, to_ms
+from broadcast_server.domain.errors import BroadcastError, Corrupt, Invalid
 from broadcast_server.domain.places import PlaceTree, Target, clusters_of
 from broadcast_server.domain.plan import Plan, PlanAsset, PlanSegment
 from broadcast_server.domain.policy import DEFAULT_POLICY, QuietHours, StationPolicy
+from broadcast_server.logs import get_logger
 from broadcast_server.playout import wire
 from broadcast_server.store import places, plans, schedules
 from broadcast_server.store.plans import Seat
-from broadcast_server.store.schedules import ScheduledEntry
+from broadcast_server.store.schedules import Fault, ScheduledEntry
 from broadcast_server.store.session import Session
 from broadcast_server.store.words import ConflictKind
+
+log = get_logger()
 
 LEAD_IN: Final = timedelta(days=1)
 
@@ -62,7 +68,7 @@ class TargetPlan:
 
 @dataclass(frozen=True, slots=True)
 class TargetSet:
-    """Nodes that hear the same under the same rules: the targets they fall under, policy and quiet hours of their own."""
+    """Nodes that hear the same under the same rules: targets they fall under, policy, quiet hours of their own."""
 
     targets: _Targets
     policy: StationPolicy
@@ -95,7 +101,7 @@ class Fleet:
         of_cluster: dict[str, list[tuple[Target, ...]]] = {}
         for targets in named:
             if targets not in self._reached:
-                self._reached[targets] = clusters_of(targets, self.tree, self.clusters, self.groups, self.on)
+                self._reached[targets] = self._reach(targets)
             for cluster in self._reached[targets]:
                 of_cluster.setdefault(cluster, []).append(targets)
         seated: dict[tuple[_Targets, StationPolicy, tuple[QuietHours, ...]], list[Seat]] = {}
@@ -104,6 +110,16 @@ class Fleet:
             quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
             seated.setdefault((tuple(of_cluster.get(seat.cluster_id, ())), policy, quiet), []).append(seat)
         return tuple(TargetSet(*key, tuple(seats)) for key, seats in seated.items())
+
+    def _reach(self, targets: tuple[Target, ...]) -> frozenset[str]:
+        """The clusters these targets mean; one that is gone (a retired cluster, a dissolved group) means none."""
+        found: set[str] = set()
+        for target in targets:
+            try:
+                found |= clusters_of((target,), self.tree, self.clusters, self.groups, self.on)
+            except Invalid as gone:
+                log.info("target.gone", kind=target.kind.value, ref=target.ref, code=gone.code)
+        return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +134,18 @@ class Desired:
 
     def next_edge(self, now: datetime) -> datetime | None:
         """The next instant after `now` at which something begins or ends."""
-        edges = (
-            edge
-            for target in self.targets
-            for segment in target.plan.segments
-            for edge in (segment.start, segment.end)
-            if edge > now
-        )
+        edges = []
+        for target in self.targets:
+            segments = target.plan.segments  # in order and disjoint, so are their ends
+            coming = bisect_right(segments, now, key=_end_of)
+            if coming < len(segments):
+                first = segments[coming]
+                edges.append(first.start if first.start > now else first.end)
         return min(edges, default=None)
+
+
+def _end_of(segment: PlanSegment) -> datetime:
+    return segment.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +162,9 @@ class _Known:
 class Planner:
     """Turns what operators want into what nodes shall do."""
 
-    def __init__(self, *, plan_days: int) -> None:
-        """`plan_days`: days of plan that nodes hold, today included."""
-        self._plan_days = plan_days
+    def __init__(self, *, plan_days: int, limit_bytes: int = wire.PLAN_LIMIT_BYTES) -> None:
+        """`plan_days`: days of plan that nodes hold, today included. `limit_bytes`: largest packed body."""
+        self._plan_days, self._limit_bytes = plan_days, limit_bytes
         self._fleet: Fleet | None = None
         self._known: dict[tuple[object, ...], _Known] = {}
         self._expander = schedules.Expander()
@@ -162,6 +182,7 @@ class Planner:
         fleet = self._look_at_fleet(session, now)
         entries = self._expander.load(session, Window(window.start - LEAD_IN, window.end), now)
         bundles, troubles = _bundle(entries, now)
+        troubles += (_fault(schedule_id, fault, now) for schedule_id, fault in self._expander.faults.items())
         known: dict[tuple[object, ...], _Known] = {}
         targets = []
         for target_set in fleet.sets_of(tuple(bundles)):
@@ -171,7 +192,11 @@ class Planner:
             if before is not None and before.entries == mine:
                 made = before
             else:
-                made = _make(mine, window, target_set.policy, target_set.quiet)
+                try:
+                    made = _make_guarded(mine, window, target_set.policy, target_set.quiet, self._limit_bytes)
+                except BroadcastError as error:  # these nodes keep what they have; nobody else waits for them
+                    log.error("plan.impossible", nodes=len(target_set.seats), code=error.code, facts=error.facts)  # noqa: TRY400
+                    continue
             known[memo] = made
             troubles += (trouble for trouble in made.troubles if trouble.until > now)
             targets.append(TargetPlan(made.plan, made.packed, made.sha256, target_set.seats))
@@ -189,23 +214,43 @@ class Planner:
     def _look_at_fleet(self, session: Session, now: datetime) -> Fleet:
         on = places.local_date(now)
         mark = (on, *plans.fleet_mark(session))
-        if self._fleet is None or self._fleet.mark != mark:
+        if self._fleet is not None and self._fleet.mark == mark:
+            return self._fleet
+        try:
             tree = places.load_tree(session)
-            seats = plans.seats(session)
-            stated = {unit: policies.policy_from_dict(body) for unit, body in plans.policies(session).items()}
-            self._fleet = Fleet(
-                mark=mark,
-                on=on,
-                tree=tree,
-                seats=seats,
-                clusters=places.cluster_units(session),
-                groups=places.groups_of(session),
-                policies={
-                    unit: next((stated[place] for place in tree.ancestors(unit, on) if place in stated), DEFAULT_POLICY)
-                    for unit in {seat.unit_id for seat in seats}
-                },
-            )
+        except BroadcastError as error:
+            if self._fleet is None:
+                raise
+            log.error("places.contradict", code=error.code, facts=error.facts)  # noqa: TRY400  it is told, not traced
+            return self._fleet  # as they were before somebody broke them
+        seats = plans.seats(session)
+        stated = {
+            unit: policy
+            for unit, body in plans.policies(session).items()
+            if (policy := _policy_of(unit, body)) is not None
+        }
+        self._fleet = Fleet(
+            mark=mark,
+            on=on,
+            tree=tree,
+            seats=seats,
+            clusters=places.cluster_units(session),
+            groups=places.groups_of(session),
+            policies={
+                unit: next((stated[place] for place in tree.ancestors(unit, on) if place in stated), DEFAULT_POLICY)
+                for unit in {seat.unit_id for seat in seats}
+            },
+        )
         return self._fleet
+
+
+def _policy_of(owner: str, document: Mapping[str, Any]) -> StationPolicy | None:
+    """None where the row makes no sense: what lies above holds then, at last the law's own quiet hours."""
+    try:
+        return policies.policy_from_dict(document)
+    except BroadcastError as error:
+        log.error("policy.unreadable", owner=owner, code=error.code, facts=error.facts)  # noqa: TRY400
+        return None
 
 
 def _bundle(
@@ -227,10 +272,45 @@ def _bundle(
     return bundles, troubles
 
 
-def _make(
-    entries: tuple[ScheduledEntry, ...], window: Window, policy: StationPolicy, quiet: tuple[QuietHours, ...]
+def _make_guarded(
+    entries: tuple[ScheduledEntry, ...],
+    window: Window,
+    policy: StationPolicy,
+    quiet: tuple[QuietHours, ...],
+    limit_bytes: int,
 ) -> _Known:
-    """One target set's plan: resolved, held against the station's policy, packed."""
+    """`_make`; where it fails, without the schedules that fail alone, each of them named."""
+    try:
+        return _make(entries, window, policy, quiet, limit_bytes)
+    except BroadcastError as error:
+        by_schedule: dict[str, list[ScheduledEntry]] = {}
+        for entry in entries:
+            by_schedule.setdefault(entry.schedule_id, []).append(entry)
+        good: list[ScheduledEntry] = []
+        troubles: list[Trouble] = []
+        for own in by_schedule.values():
+            try:
+                _make(tuple(own), window, policy, quiet, limit_bytes)
+            except BroadcastError as fault:
+                facts = {**fault.facts, "reason": fault.code}
+                troubles.append(_trouble(own[0], ConflictKind.ENTRY_DROPPED, facts, until=own[-1].entry.end))
+            else:
+                good += own
+        if not troubles:
+            raise Corrupt("plan_contradicts", cause=error.code) from error
+        order = {entry.entry.id: number for number, entry in enumerate(entries)}
+        made = _make(tuple(sorted(good, key=lambda one: order[one.entry.id])), window, policy, quiet, limit_bytes)
+        return replace(made, entries=entries, troubles=(*troubles, *made.troubles))
+
+
+def _make(
+    entries: tuple[ScheduledEntry, ...],
+    window: Window,
+    policy: StationPolicy,
+    quiet: tuple[QuietHours, ...],
+    limit_bytes: int,
+) -> _Known:
+    """One target set's plan: resolved, held against the station's policy, packed, small enough to be sent."""
     by_id = {entry.entry.id: entry for entry in entries}
     resolution = timeline.resolve((entry.entry for entry in entries), window)
     troubles = [
@@ -245,14 +325,10 @@ def _make(
         if violation.code in _SILENCED:
             forbidden.add(violation.entry_id)
     allowed = tuple(segment for segment in segments if segment.entry_id not in forbidden)
-    plan = Plan(
-        target_set="",
-        valid_from=window.start,
-        valid_until=window.end,
-        segments=allowed,
-        assets=_assets(by_id[segment.entry_id] for segment in allowed),
-    )
-    packed = wire.pack_plan(plan)
+    plan, packed = _packed(allowed[: wire.MAX_SEGMENTS], by_id, window)
+    if len(allowed) > wire.MAX_SEGMENTS or not wire.fits(packed, limit_bytes=limit_bytes):
+        plan, packed = _trimmed(allowed[: wire.MAX_SEGMENTS], by_id, window, limit_bytes)
+        troubles += _cut_off(allowed, len(plan.segments), by_id)
     return _Known(
         entries=entries,
         plan=plan,
@@ -260,6 +336,44 @@ def _make(
         sha256=hashlib.sha256(packed).hexdigest(),
         troubles=tuple(troubles),
     )
+
+
+def _packed(
+    segments: tuple[PlanSegment, ...], by_id: Mapping[str, ScheduledEntry], window: Window
+) -> tuple[Plan, bytes]:
+    plan = Plan(
+        target_set="",
+        valid_from=window.start,
+        valid_until=window.end,
+        segments=segments,
+        assets=_assets(by_id[segment.entry_id] for segment in segments),
+    )
+    return plan, wire.pack_plan(plan)
+
+
+def _trimmed(
+    segments: tuple[PlanSegment, ...], by_id: Mapping[str, ScheduledEntry], window: Window, limit_bytes: int
+) -> tuple[Plan, bytes]:
+    """The longest beginning that fits: what is near sounds, what is far comes with a later plan."""
+    best, too_many = 0, len(segments) + 1
+    while too_many - best > 1:
+        middle = (best + too_many) // 2
+        if wire.fits(_packed(segments[:middle], by_id, window)[1], limit_bytes=limit_bytes):
+            best = middle
+        else:
+            too_many = middle
+    return _packed(segments[:best], by_id, window)
+
+
+def _cut_off(segments: Sequence[PlanSegment], kept: int, by_id: Mapping[str, ScheduledEntry]) -> Iterable[Trouble]:
+    """The first entry of each schedule that the nodes do not hold yet."""
+    named: set[str] = set()
+    for segment in segments[kept:]:
+        entry = by_id[segment.entry_id]
+        if entry.schedule_id not in named:
+            named.add(entry.schedule_id)
+            facts = {"held_until": segments[kept].start.isoformat(), "segments": len(segments), "held": kept}
+            yield _trouble(entry, ConflictKind.PLAN_TOO_LARGE, facts)
 
 
 _SILENCED: Final = frozenset({policies.Code.QUIET_HOURS, policies.Code.SUSPENDED})
@@ -294,22 +408,36 @@ def _assets(entries: Iterable[ScheduledEntry]) -> tuple[PlanAsset, ...]:
 def _quiet_of(seat: Seat) -> tuple[QuietHours, ...]:
     """The cluster's own quiet hours, from its settings."""
     told = seat.config.get("quiet")
-    if not told:
-        return ()
-    return policies.policy_from_dict({"cluster_quiet": {seat.cluster_id: told}}).quiet_of(seat.cluster_id)[1:]
+    policy = _policy_of(seat.cluster_id, {"cluster_quiet": {seat.cluster_id: told}}) if told else None
+    return () if policy is None else policy.quiet_of(seat.cluster_id)[1:]
 
 
 def _why(dropped: timeline.Dropped) -> dict[str, Any]:
     return {"reason": dropped.reason.value, "winner_id": dropped.winner_id, "at": dropped.at.isoformat()}
 
 
-def _trouble(entry: ScheduledEntry, kind: ConflictKind, facts: Mapping[str, Any]) -> Trouble:
+def _fault(schedule_id: str, fault: Fault, now: datetime) -> Trouble:
+    """A schedule whose rows make no sense: nothing of it can be planned."""
+    return Trouble(
+        kind=ConflictKind.ENTRY_DROPPED,
+        schedule_id=schedule_id,
+        unit_id=fault.unit_id,
+        entry_id=schedule_id,
+        affects_from=datetime.combine(places.local_date(now), time(0), LOCAL),  # the same all day: told once
+        until=now,
+        facts={**fault.error.facts, "reason": fault.error.code},
+    )
+
+
+def _trouble(
+    entry: ScheduledEntry, kind: ConflictKind, facts: Mapping[str, Any], *, until: datetime | None = None
+) -> Trouble:
     return Trouble(
         kind=kind,
         schedule_id=entry.schedule_id,
         unit_id=entry.unit_id,
         entry_id=entry.entry.id,
         affects_from=entry.entry.start,
-        until=entry.entry.end,
+        until=until or entry.entry.end,
         facts=facts,
     )

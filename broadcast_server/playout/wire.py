@@ -6,6 +6,8 @@ is not right is counted by reason and comes back as None, never as an exception.
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,10 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from broadcast_server.domain.clock import from_ms, to_ms
+from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.plan import Plan
 from broadcast_server.signer.port import Signer, SignRequest
 from speaker_protocol import messages, topics
@@ -26,6 +31,8 @@ QUESTIONS: Final = topics.NodeTime.every()
 TimeQuestion = messages.TimeQuestionBody
 
 ACK_LIFE_MS: Final = 60_000
+ACK_SEQUENCES: Final = 500
+"""How many reports one acknowledgement names."""
 STATE_LIFE_MS: Final = 30 * 24 * 3_600_000
 """How long config and alert sets hold without renewal."""
 _MICRO: Final = timedelta(microseconds=1)
@@ -40,35 +47,60 @@ def broker_acl(server_user: str) -> tuple[str, ...]:
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 
+PLAN_LIMIT_BYTES: Final = 256 * 1024 - 4 * 1024
+"""Largest packed body: with its head, its topic and what MQTT adds it stays under the packet limit of 256 KiB."""
+MAX_SEGMENTS: Final = messages.MAX_SEGMENTS
+
+
 def pack_plan(plan: Plan) -> bytes:
-    """The body that every node of a target set receives."""
-    return messages.pack_plan_body(
-        messages.PlanBody(
-            segments=tuple(
-                messages.PlanSegment(
-                    entry_id=segment.entry_id,
-                    start_ms=to_ms(segment.start),
-                    end_ms=to_ms(segment.end),
-                    offset_ms=segment.offset // timedelta(milliseconds=1),
-                    klass=segment.klass,
-                    level=segment.level,
-                    source=segment.source,
-                    asset=segment.asset,
-                    stream=segment.stream,
-                    gain_db=segment.gain_db,
-                    approval=segment.approval,
-                )
-                for segment in plan.segments
-            ),
-            assets=tuple(
-                messages.PlanAsset(
-                    sha256=asset.hash,
-                    size_bytes=asset.size_bytes,
-                    duration_ms=asset.duration // timedelta(milliseconds=1),
-                )
-                for asset in plan.assets
-            ),
-        )
+    """The body that every node of a target set receives. Raises `Invalid` if the wire cannot say it."""
+    try:
+        body = _plan_body(plan)
+    except ValidationError as error:
+        raise _unsayable(error) from error
+    return messages.pack_plan_body(body)
+
+
+def fits(packed: bytes, *, limit_bytes: int = PLAN_LIMIT_BYTES) -> bool:
+    """Whether a packed body can be sent, and will be unpacked by the nodes."""
+    if len(packed) > limit_bytes:
+        return False
+    inflater = zlib.decompressobj()
+    inflater.decompress(packed, messages.MAX_PLAN_BODY_BYTES)
+    return inflater.eof
+
+
+def _unsayable(error: ValidationError) -> Invalid:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return Invalid("not_for_the_wire", field=".".join(str(part) for part in first["loc"]), said=first["type"])
+
+
+def _plan_body(plan: Plan) -> messages.PlanBody:
+    return messages.PlanBody(
+        segments=tuple(
+            messages.PlanSegment(
+                entry_id=segment.entry_id,
+                start_ms=to_ms(segment.start),
+                end_ms=to_ms(segment.end),
+                offset_ms=segment.offset // timedelta(milliseconds=1),
+                klass=segment.klass,
+                level=segment.level,
+                source=segment.source,
+                asset=segment.asset,
+                stream=segment.stream,
+                gain_db=segment.gain_db,
+                approval=segment.approval,
+            )
+            for segment in plan.segments
+        ),
+        assets=tuple(
+            messages.PlanAsset(
+                sha256=asset.hash,
+                size_bytes=asset.size_bytes,
+                duration_ms=asset.duration // timedelta(milliseconds=1),
+            )
+            for asset in plan.assets
+        ),
     )
 
 
@@ -146,41 +178,50 @@ def node_config(
     assets_url: str,
     status_interval_s: int,
 ) -> StateToSend:
-    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's are left out."""
-    body = messages.NodeConfigBody(
-        path=tuple(path),
-        cluster=cluster_id,
-        groups=tuple(groups),
-        quiet_from_min=quiet_minutes[0],
-        quiet_to_min=quiet_minutes[1],
-        max_gain_db=max_gain_db,
-        volume=tuple(messages.VolumeStep.model_validate(step) for step in cluster_config.get("volume", ())),
-        delay_trim_ms=int(cluster_config.get("delay_trim_ms", 0)),
-        assets_url=assets_url,
-        status_interval_s=status_interval_s,
-    )
+    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's are left out.
+
+    Raises `Invalid` where the cluster's own settings are nonsense.
+    """
+    try:
+        body = messages.NodeConfigBody(
+            path=tuple(path),
+            cluster=cluster_id,
+            groups=tuple(groups),
+            quiet_from_min=quiet_minutes[0],
+            quiet_to_min=quiet_minutes[1],
+            max_gain_db=max_gain_db,
+            volume=cluster_config.get("volume", ()),
+            delay_trim_ms=cluster_config.get("delay_trim_ms", 0),
+            assets_url=assets_url,
+            status_interval_s=status_interval_s,
+        )
+    except ValidationError as error:
+        raise _unsayable(error) from error
     return StateToSend(Kind.CONFIG, node_id, unit_id, body.encode())
 
 
 def alert_set(unit_id: str, alerts: Iterable[Mapping[str, Any]], latch: tuple[str, datetime] | None) -> StateToSend:
-    """All that is in force for a unit; an empty set is a body too."""
-    body = messages.AlertSetBody(
-        alerts=tuple(messages.AlertBody.model_validate(alert) for alert in alerts),
-        stop_all=None if latch is None else messages.StopAllLatch(latch_id=latch[0], since_ms=to_ms(latch[1])),
-    )
+    """All that is in force for a unit; an empty set is a body too. Raises `Invalid` on an alert that is none."""
+    try:
+        body = messages.AlertSetBody(
+            alerts=tuple(messages.AlertBody.model_validate(alert) for alert in alerts),
+            stop_all=None if latch is None else messages.StopAllLatch(latch_id=latch[0], since_ms=to_ms(latch[1])),
+        )
+    except ValidationError as error:
+        raise _unsayable(error) from error
     return StateToSend(Kind.ALERTS, unit_id, unit_id, body.encode())
 
 
 async def state_messages(
     signer: Signer, states: Sequence[StateToSend], *, now: datetime, epoch: int, sequence: int
 ) -> list[tuple[str, bytes]]:
-    """Topic and payload for each retained state."""
+    """Topic and payload for each retained state; alerts by the key of the unit, configs by the server's."""
     issued_ms = to_ms(now)
     envelopes = await signer.sign_many(
         [
             SignRequest(
                 kind=state.kind,
-                unit=state.unit_id,
+                unit=None if state.kind is Kind.CONFIG else state.unit_id,
                 target=state.owner,
                 issued_ms=issued_ms,
                 expires_ms=issued_ms + STATE_LIFE_MS,
@@ -194,10 +235,15 @@ async def state_messages(
     return [(state.topic, envelope) for state, envelope in zip(states, envelopes, strict=True)]
 
 
-async def key_messages(signer: Signer, units: Iterable[str], *, now: datetime) -> list[tuple[str, bytes]]:
+async def key_messages(
+    signer: Signer, units: Iterable[str], *, now: datetime, epoch: int, sequence: int
+) -> list[tuple[str, bytes]]:
     """What the root says about the keys of each unit."""
     return [
-        (str(topics.UnitKeys(unit)), messages.join_keys(await signer.key_statements(unit, issued_ms=to_ms(now))))
+        (
+            str(topics.UnitKeys(unit)),
+            messages.join_keys(await signer.key_statements(unit, issued_ms=to_ms(now), epoch=epoch, sequence=sequence)),
+        )
         for unit in units
     ]
 
@@ -209,18 +255,22 @@ class OrderToSend:
     order_id: str
     node_id: str
     unit_id: str
-    verb: str
-    seconds: int
+    verb: object
+    seconds: object
+    """Both as the row has them; nonsense is refused when the message is made."""
     expires_at: datetime
 
 
 async def order_message(
     signer: Signer, order: OrderToSend, *, now: datetime, epoch: int, sequence: int
 ) -> tuple[str, bytes]:
-    """Topic and payload of an order."""
-    body = messages.OrderBody(
-        order_id=order.order_id, verb=messages.OrderVerb(order.verb), seconds=order.seconds
-    ).encode()
+    """Topic and payload of an order. Raises `Invalid` if it is none."""
+    try:
+        body = messages.OrderBody.model_validate(
+            {"order_id": order.order_id, "verb": order.verb, "seconds": order.seconds}
+        ).encode()
+    except ValidationError as error:
+        raise _unsayable(error) from error
     (envelope,) = await signer.sign_many(
         [
             SignRequest(
@@ -249,9 +299,9 @@ class NodeWord:
     body: messages.StatusBody
 
     @property
-    def plan_sha256(self) -> str | None:
-        """The body it follows."""
-        return self.body.plan_sha256
+    def follows(self) -> tuple[str, int, int] | None:
+        """The plan it follows: hash of the body, epoch, sequence."""
+        return None if self.body.plan_sha256 is None else (self.body.plan_sha256, *self.body.plan_order)
 
     @property
     def highest(self) -> tuple[int, int]:
@@ -267,7 +317,7 @@ class NodeWord:
             "plan_sha256": self.body.plan_sha256,
             "highest_epoch": self.body.highest[0],
             "highest_sequence": self.body.highest[1],
-            "sounding": self.body.sounding,
+            "sounding": None if self.body.sounding is None else self.body.sounding[:120],
             "body": self.body.model_dump(mode="json", exclude_none=True),
         }
 
@@ -287,6 +337,11 @@ class Report:
     node_id: str
     body: messages.ReportBody
     raw: bytes
+
+    @property
+    def done_order(self) -> str | None:
+        """The order it says was carried out, if that is what it tells."""
+        return self.body.entry_id if self.body.kind is messages.ReportKind.ORDER_DONE else None
 
     def row(self, *, received_at: datetime) -> dict[str, Any]:
         """As `store.reports.save_reports` wants it."""
@@ -316,10 +371,14 @@ def read_status(topic: str, payload: bytes, refused: Counter[str]) -> NodeWord |
     if node_id is None:
         return None
     try:
-        return NodeWord(node_id, messages.decode(messages.StatusBody, payload))
+        body = messages.decode(messages.StatusBody, payload)
     except EnvelopeRefused as refusal:
         refused[f"status_{refusal.reason}"] += 1
         return None
+    if not _can_be_kept(body):
+        refused["status_range"] += 1
+        return None
+    return NodeWord(node_id, body)
 
 
 def read_report_topic(topic: str, payload: bytes, refused: Counter[str]) -> SignedReport | None:
@@ -353,10 +412,39 @@ def believe_report(signed: SignedReport, public_key: bytes, refused: Counter[str
         envelope = _device_ring(public_key).verify(
             signed.raw, kind=Kind.REPORT, target=signed.node_id, path=(), now_ms=None
         )
-        return Report(signed.node_id, messages.decode(messages.ReportBody, envelope.body), signed.raw)
+        body = messages.decode(messages.ReportBody, envelope.body)
     except EnvelopeRefused as refusal:
         refused[f"report_{refusal.reason}"] += 1
         return None
+    is_sane = max(body.segment_start_ms, body.at_ms) < _LAST_MS and max(body.heard_ms, body.underruns) < _MOST
+    if not is_sane or not _can_be_kept(body):
+        refused["report_range"] += 1
+        return None
+    return Report(signed.node_id, body, signed.raw)
+
+
+_LAST_MS: Final = to_ms(datetime(2200, 1, 1, tzinfo=UTC))
+"""No instant of a report lies after; the wire could say many that no calendar has."""
+_MOST: Final = 1 << 40
+_STORED: Final = 1 << 63
+
+
+def _can_be_kept(value: object) -> bool:
+    """Whether a database takes it: whole numbers of 63 bits, numbers that are numbers, text without NUL."""
+    match value:
+        case messages.Body():
+            return all(_can_be_kept(part) for _, part in value)
+        case str():
+            return "\0" not in value
+        case int():
+            return -_STORED < value < _STORED
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(_can_be_kept(part) for pair in value.items() for part in pair)
+        case tuple():
+            return all(_can_be_kept(part) for part in value)
+    return True
 
 
 def by_boot(believed: Iterable[Report]) -> dict[str, dict[str, list[int]]]:
@@ -378,8 +466,8 @@ def ack_topic(node_id: str) -> str:
 async def report_ack(
     signer: Signer, node_id: str, boot_id: str, sequences: Sequence[int], *, now: datetime, epoch: int
 ) -> bytes:
-    """These entries are stored."""
-    body = messages.ReportAckBody(boot_id=boot_id, sequences=tuple(sequences[:500])).encode()
+    """These entries, at most `ACK_SEQUENCES`, are stored."""
+    body = messages.ReportAckBody(boot_id=boot_id, sequences=tuple(sequences)).encode()
     return await _ack(signer, node_id, body, now=now, epoch=epoch)
 
 

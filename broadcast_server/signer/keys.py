@@ -8,6 +8,7 @@ signed by the root whenever they are asked for, so a lost broker is refilled fro
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from speaker_protocol.signing import Kind, key_id_of, seal
 KEY_BYTES: Final = 32
 DELEGATION_LIFE_MS: Final = 400 * 24 * 3_600_000
 UNIT_MAY: Final = (Kind.PLAN, Kind.CONFIG, Kind.ORDER, Kind.ALERTS)
-SERVER_MAY: Final = (Kind.ACK, Kind.HEAD)
+SERVER_MAY: Final = (Kind.ACK, Kind.HEAD, Kind.CONFIG)
+"""CONFIG too: it tells a node its path, so it must reach one that does not know its new unit's key yet."""
+_UNIT_ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # what a topic's level may be; never a way out of the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class FileSigner:
         """Give each unit a key of its own if it has none."""
         for unit in units:
             if unit not in self._units:
+                if not _UNIT_ID.fullmatch(unit):
+                    raise Refused("no_key_for_unit", unit=unit)
                 self._units[unit] = self._load_or_make(f"unit-{unit}")
 
     async def sign_many(self, requests: Sequence[SignRequest]) -> list[bytes]:
@@ -78,7 +83,7 @@ class FileSigner:
             for request, held in chosen
         ]
 
-    async def key_statements(self, unit: str, *, issued_ms: int) -> tuple[bytes, ...]:
+    async def key_statements(self, unit: str, *, issued_ms: int, epoch: int, sequence: int) -> tuple[bytes, ...]:
         """The delegations for `unit`: its own key, if it has one, and the server's key."""
         speakers: list[tuple[_Held, tuple[Kind, ...]]] = [(self._server, SERVER_MAY)]
         if unit in self._units:
@@ -91,8 +96,8 @@ class FileSigner:
                 target=unit,
                 issued_ms=issued_ms,
                 expires_ms=issued_ms + DELEGATION_LIFE_MS,
-                epoch=0,
-                sequence=issued_ms,
+                epoch=epoch,
+                sequence=sequence,
                 body=DelegationBody(
                     public_key=held.public.hex(),
                     unit=unit,
@@ -127,9 +132,18 @@ class FileSigner:
                 stream.flush()
                 os.fsync(stream.fileno())
             draft.rename(file)
+            self._sync_folder()
         raw = file.read_bytes()
         if len(raw) != KEY_BYTES:
             raise Corrupt("key_file_damaged", name=name)
         private = Ed25519PrivateKey.from_private_bytes(raw)
         public = private.public_key().public_bytes_raw()
         return _Held(private, public, key_id_of(public))
+
+    def _sync_folder(self) -> None:
+        """A key that was spoken with must be there after a power cut, its name included."""
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

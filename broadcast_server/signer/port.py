@@ -39,6 +39,10 @@ class Signer(Protocol):
         """The raw public root key that nodes are enrolled with."""
         ...
 
-    async def key_statements(self, unit: str, *, issued_ms: int) -> tuple[bytes, ...]:
-        """KEYS envelopes for `unit`, signed by the root: the delegations in force and all revocations."""
+    async def key_statements(self, unit: str, *, issued_ms: int, epoch: int, sequence: int) -> tuple[bytes, ...]:
+        """KEYS envelopes for `unit`, signed by the root: the delegations in force and all revocations.
+
+        Their place in the order is the leader's `(epoch, sequence)`, not the clock's: a clock that was set back must
+        not make them older than what nodes know.
+        """
         ...

@@ -38,7 +38,7 @@ def mark_sent(session: Session, ids: Sequence[str], *, now: datetime) -> None:
 
 
 def acknowledge(session: Session, done: Collection[tuple[str, str]], *, now: datetime) -> None:
-    """The nodes did it: `done` is `(node, id)`, and nobody speaks for another. Given up meanwhile counts as done too."""
+    """The nodes did it: `done` is `(node, id)`, nobody speaks for another. What was given up meanwhile is done too."""
     if not done:
         return
     statement = (

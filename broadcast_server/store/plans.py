@@ -267,9 +267,7 @@ PLANNED_CONFLICTS = (
 def note_conflicts(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> None:
     """Open conflicts that are not open, close those of the same kinds that are gone. Rows: columns of `ConflictRow`."""
     wanted = {(row["schedule_id"], row["kind"], row["subject"]): row for row in rows}
-    of_concern = or_(
-        ConflictRow.closed_at.is_(None), ConflictRow.schedule_id.in_({row["schedule_id"] for row in rows})
-    )
+    of_concern = or_(ConflictRow.closed_at.is_(None), ConflictRow.schedule_id.in_({row["schedule_id"] for row in rows}))
     known = {
         (row.schedule_id, row.kind, row.subject): row
         for row in session.scalars(select(ConflictRow).where(ConflictRow.kind.in_(PLANNED_CONFLICTS), of_concern))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
+from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.tables import (
     BroadcastRow,
     LinkSpanRow,
-    NodePlanRow,
     NodeRow,
     NodeStatusRow,
     PlayRow,
@@ -49,22 +49,28 @@ def save_statuses(
     ids, one per status at least.
     """
     names = [status["node_id"] for status in statuses]
-    before = dict(
-        session.execute(select(NodeStatusRow.node_id, NodeStatusRow.link).where(NodeStatusRow.node_id.in_(names)))
-        .tuples()
-        .all()
-    )
-    since = dict(
-        session.execute(select(NodeStatusRow.node_id, NodeStatusRow.since).where(NodeStatusRow.node_id.in_(names)))
-        .tuples()
-        .all()
-    )
-    changed = [status for status in statuses if before.get(status["node_id"]) != status["link"]]
+    before = {
+        node: (link, since)
+        for node, link, since in session.execute(
+            select(NodeStatusRow.node_id, NodeStatusRow.link, NodeStatusRow.since).where(
+                NodeStatusRow.node_id.in_(names)
+            )
+        )
+    }
+    went = {
+        status["node_id"]
+        for status in statuses
+        if status["node_id"] not in before or before[status["node_id"]][0] != status["link"]
+    }
     upsert(
         session,
         NodeStatusRow,
         [
-            {**status, "seen_at": now, "since": since[status["node_id"]] if status not in changed else now}
+            {
+                **status,
+                "seen_at": now,
+                "since": now if status["node_id"] in went else before[status["node_id"]][1],
+            }
             for status in statuses
         ],
         update=(
@@ -79,22 +85,25 @@ def save_statuses(
             "body",
         ),
     )
-    went = [status["node_id"] for status in changed]
     session.execute(
         update(LinkSpanRow).where(LinkSpanRow.node_id.in_(went), LinkSpanRow.until.is_(None)).values(until=now)
     )
     fresh = iter(ids)
     session.add_all(
         LinkSpanRow(id=next(fresh), node_id=status["node_id"], since=now, until=None)
-        for status in changed
-        if status["link"] == "online"
+        for status in statuses
+        if status["node_id"] in went and status["link"] == "online"
     )
 
 
 def highest_seen(session: Session) -> tuple[int, int]:
-    """The highest epoch and the highest sequence that any node has obeyed."""
-    row = session.execute(select(func.max(NodeStatusRow.highest_epoch), func.max(NodeStatusRow.highest_sequence))).one()
-    return (row[0] or 0, row[1] or 0)
+    """The highest `(epoch, sequence)` that any node has obeyed; `(0, 0)` if none told."""
+    row = session.execute(
+        select(NodeStatusRow.highest_epoch, NodeStatusRow.highest_sequence)
+        .order_by(NodeStatusRow.highest_epoch.desc(), NodeStatusRow.highest_sequence.desc())
+        .limit(1)
+    ).first()
+    return (0, 0) if row is None else (row[0], row[1])
 
 
 def save_reports(session: Session, rows: Sequence[dict[str, Any]]) -> None:
@@ -102,7 +111,9 @@ def save_reports(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     upsert(session, ReportRow, rows)
 
 
-def reports_of(session: Session, entry_ids: Sequence[str], node_ids: Sequence[str] | None = None) -> list[ReportRow]:
+def reports_of(
+    session: Session, entry_ids: Collection[str], node_ids: Collection[str] | None = None
+) -> list[ReportRow]:
     """All reports about these entries, optionally of these nodes only."""
     query = select(ReportRow).where(ReportRow.entry_id.in_(entry_ids))
     if node_ids is not None:
@@ -111,7 +122,7 @@ def reports_of(session: Session, entry_ids: Sequence[str], node_ids: Sequence[st
 
 
 def reachable(
-    session: Session, node_ids: Sequence[str], start: datetime, end: datetime
+    session: Session, node_ids: Collection[str], start: datetime, end: datetime
 ) -> dict[str, list[LinkSpanRow]]:
     """Spans in which nodes were reachable that touch `[start, end)`, by node."""
     rows = session.scalars(
@@ -129,39 +140,122 @@ def reachable(
     return found
 
 
-def broadcasts_known(session: Session, ids: Sequence[str]) -> set[str]:
-    """Which of these entries are in the log of broadcasts."""
-    return set(session.scalars(select(BroadcastRow.id).where(BroadcastRow.id.in_(ids))))
+# -- the play log -----------------------------------------------------------------------------------------------------
 
 
-def nodes_by_body(session: Session) -> dict[str, list[KnownNode]]:
-    """Active nodes by the plan body they were last sent."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the play log: a stretch planned on one node. Open while `judged_at` is None."""
+
+    id: str
+    broadcast_id: str
+    unit_id: str
+    cluster_id: str
+    node_id: str
+    starts_at: datetime
+    ends_at: datetime
+    judged_at: datetime | None
+
+
+_LINE = (
+    PlayRow.id,
+    PlayRow.broadcast_id,
+    PlayRow.unit_id,
+    PlayRow.cluster_id,
+    PlayRow.node_id,
+    PlayRow.starts_at,
+    PlayRow.ends_at,
+    PlayRow.judged_at,
+)
+
+
+def open_lines(session: Session) -> list[Line]:
+    """All lines that were opened and not judged."""
+    return [Line(*row) for row in session.execute(select(*_LINE).where(PlayRow.judged_at.is_(None)))]
+
+
+def lines_of(session: Session, entry_ids: Collection[str], node_ids: Collection[str]) -> list[Line]:
+    """Lines about these entries on these nodes."""
+    query = select(*_LINE).where(PlayRow.broadcast_id.in_(entry_ids), PlayRow.node_id.in_(node_ids))
+    return [Line(*row) for row in session.execute(query)]
+
+
+def begun(session: Session, since: datetime) -> dict[tuple[str, datetime], datetime]:
+    """End of every stretch that has lines and ended after `since`, by `(entry, start)`."""
     rows = session.execute(
-        select(NodePlanRow.body_sha256, NodeRow.id, NodeRow.unit_id, NodeRow.cluster_id, NodeRow.public_key)
-        .join(NodeRow, NodeRow.id == NodePlanRow.node_id)
-        .where(NodeRow.retired_at.is_(None))
+        select(PlayRow.broadcast_id, PlayRow.starts_at, func.max(PlayRow.ends_at))
+        .where(PlayRow.ends_at > since)
+        .group_by(PlayRow.broadcast_id, PlayRow.starts_at)
     )
-    found: dict[str, list[KnownNode]] = {}
-    for body, node_id, unit_id, cluster_id, key in rows:
-        found.setdefault(body, []).append(KnownNode(node_id, unit_id, cluster_id, bytes.fromhex(key)))
-    return found
+    return {(entry, start): end for entry, start, end in rows}
 
 
-def plays_of(session: Session, broadcast_ids: Sequence[str]) -> dict[tuple[str, str, datetime], str]:
-    """Ids of the rows of the play log about these broadcasts, by `(node, broadcast, segment start)`."""
-    rows = session.execute(
-        select(PlayRow.id, PlayRow.node_id, PlayRow.broadcast_id, PlayRow.starts_at).where(
-            PlayRow.broadcast_id.in_(broadcast_ids)
-        )
-    )
-    return {(node, broadcast, start): play_id for play_id, node, broadcast, start in rows}
-
-
-def save_plays(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """Write verdicts; a later report may better a verdict."""
+def add_lines(session: Session, lines: Sequence[Line]) -> None:
+    """Open lines; one that is there already is left as it is."""
     upsert(
         session,
         PlayRow,
-        rows,
-        update=("verdict", "reason", "heard_ms", "started_at", "underruns", "ends_at", "judged_at"),
+        [
+            {
+                "id": line.id,
+                "broadcast_id": line.broadcast_id,
+                "unit_id": line.unit_id,
+                "cluster_id": line.cluster_id,
+                "node_id": line.node_id,
+                "starts_at": line.starts_at,
+                "ends_at": line.ends_at,
+                "verdict": Verdict.UNKNOWN,
+                "reason": None,
+                "heard_ms": 0,
+                "started_at": None,
+                "underruns": 0,
+                "judged_at": line.judged_at,
+            }
+            for line in lines
+        ],
     )
+
+
+def move_ends(session: Session, ends: Mapping[str, datetime]) -> None:
+    """These lines, by id, end at another instant than was planned."""
+    if ends:
+        session.connection().execute(
+            update(PlayRow).where(PlayRow.id == bindparam("line")).values(ends_at=bindparam("until")),
+            [{"line": line_id, "until": end} for line_id, end in ends.items()],
+        )
+
+
+def save_verdicts(session: Session, rows: Sequence[dict[str, Any]]) -> None:
+    """Write verdicts by line (`line`, and columns of `PlayRow` named `new_…`); a later report may better one."""
+    if rows:
+        names = ("verdict", "reason", "heard_ms", "started_at", "underruns", "judged_at")
+        session.connection().execute(
+            update(PlayRow)
+            .where(PlayRow.id == bindparam("line"))
+            .values({name: bindparam(f"new_{name}") for name in names}),
+            list(rows),
+        )
+
+
+def told_after_verdict(session: Session, since: datetime) -> set[tuple[str, str]]:
+    """`(entry, node)` of lines ended after `since` about which a report came after they were judged."""
+    rows = session.execute(
+        select(PlayRow.broadcast_id, PlayRow.node_id)
+        .join(ReportRow, (ReportRow.entry_id == PlayRow.broadcast_id) & (ReportRow.node_id == PlayRow.node_id))
+        .where(
+            PlayRow.ends_at > since,
+            PlayRow.verdict != Verdict.PLAYED,
+            PlayRow.judged_at.is_not(None),
+            ReportRow.received_at > PlayRow.judged_at,
+        )
+        .distinct()
+    )
+    return {(entry, node) for entry, node in rows}
+
+
+def broadcast_windows(session: Session, ids: Collection[str]) -> dict[str, tuple[datetime, datetime]]:
+    """Planned start and end of those of these entries that are in the log of broadcasts."""
+    rows = session.execute(
+        select(BroadcastRow.id, BroadcastRow.starts_at, BroadcastRow.ends_at).where(BroadcastRow.id.in_(ids))
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Select, and_, false, or_, select
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.clock import Window, from_ms, to_ms
-from broadcast_server.domain.errors import Conflict, Corrupt, NotFound
+from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, NotFound
 from broadcast_server.domain.places import PlaceTree, Target, TargetKind
 from broadcast_server.domain.recurrence import Rule, occurrences, rule_from_dict
 from broadcast_server.domain.timeline import Entry
@@ -446,18 +446,34 @@ def load_entries(
     `schedule_ids`: of these schedules only; `touching`: of those that name one of these targets. For the timeline ask
     with a lead-in of a day. Nothing depends on `now` yet, which is why an `Expander` may keep what it made.
     """
-    return Expander().load(session, window, now, schedule_ids=schedule_ids, touching=touching)
+    expander = Expander()
+    entries = expander.load(session, window, now, schedule_ids=schedule_ids, touching=touching)
+    for fault in expander.faults.values():
+        raise fault.error
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A schedule whose rows make no sense; the others are not kept from sounding by it."""
+
+    unit_id: str
+    error: BroadcastError
 
 
 class Expander:
     """`load_entries` for who asks again and again: a schedule that did not change gives the very same entries.
 
-    The rows are read anew every time; only expanding them is spared. Not for two threads at once.
+    A schedule's own columns and targets are read again when its `version` rose (every change raises it); what it sounds
+    and how single occurrences differ is read every time. Not for two threads at once.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
+        self._rows: dict[str, tuple[int, Any, tuple[Target, ...]]] = {}
         self._window: Window | None = None
+        self.faults: dict[str, Fault] = {}
+        """By schedule: what the last `load` had to leave out."""
 
     def load(
         self,
@@ -468,25 +484,42 @@ class Expander:
         schedule_ids: Collection[str] | None = None,
         touching: Collection[Target] | None = None,
     ) -> tuple[ScheduledEntry, ...]:
-        """As `load_entries`."""
+        """As `load_entries`, but a schedule that cannot be expanded goes to `faults` instead of being raised."""
         known = self._known if window == self._window else {}
         wanted = _wanted(window, schedule_ids, touching)
-        rows = session.execute(select(*_COLUMNS).where(wanted).order_by(ScheduleRow.id)).all()
-        targets = _grouped_targets(session.execute(_of_schedules(_TARGETS, wanted).order_by(*_TARGETS)))
+        rows = self._look(session, wanted)
         exceptions = _exceptions(session, wanted)
-        shelf = _Shelf(session, wanted, {row.content_kind for row in rows})
+        shelf = _Shelf(session, wanted, {row.content_kind for _, row, _ in rows.values()})
         found: list[ScheduledEntry] = []
         made_now: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
-        for row in rows:
-            made = _Made(tuple(row), targets.get(row.id, ()), exceptions.get(row.id, {}), *shelf.content(row))
-            before = known.get(row.id)
-            if before is None or before[0] != made:
-                before = made, list(_entries_of(row, made, shelf, window))
+        self.faults = {}
+        for _, row, targets in rows.values():
+            try:
+                made = _Made(row, targets, exceptions.get(row.id, _NO_DIFFERENCE), *shelf.content(row))
+                before = known.get(row.id)
+                if before is None or before[0] != made:
+                    before = made, list(_entries_of(row, made, shelf, window))
+            except BroadcastError as error:
+                self.faults[row.id] = Fault(row.unit_id, error)
+                continue
             made_now[row.id] = before
             found += before[1]
         self._known, self._window = made_now, window
         found.sort(key=_by_start)
         return tuple(found)
+
+    def _look(self, session: Session, wanted: ColumnElement[bool]) -> dict[str, tuple[int, Any, tuple[Target, ...]]]:
+        """Version, columns and targets of the wanted schedules, in order of id; read only where the version is new."""
+        heads = session.execute(select(ScheduleRow.id, ScheduleRow.version).where(wanted).order_by(ScheduleRow.id))
+        versions = dict(heads.tuples().all())
+        new = [one for one, version in versions.items() if one not in self._rows or self._rows[one][0] != version]
+        if new:
+            asked = wanted if len(new) > _FEW else and_(wanted, ScheduleRow.id.in_(new))
+            targets = _grouped_targets(session.execute(_of_schedules(_TARGETS, asked).order_by(*_TARGETS)))
+            for row in session.execute(select(*_COLUMNS).where(asked)):
+                self._rows[row.id] = (versions[row.id], row, targets.get(row.id, ()))
+        self._rows = {one: self._rows[one] for one in versions}
+        return self._rows
 
 
 def _by_start(one: ScheduledEntry) -> tuple[datetime, str]:
@@ -610,10 +643,15 @@ def _rule(text: str) -> Rule:
     return rule_from_dict(json.loads(text))
 
 
+_FEW: Final = 500
+"""So many schedules are asked for by id; more of them all together."""
+_NO_DIFFERENCE: Final[Mapping[datetime, _Difference]] = {}
+
+
 class _Made(NamedTuple):
     """All that the entries of one schedule are made of; equal makings, equal entries."""
 
-    row: tuple[Any, ...]
+    row: Any
     targets: tuple[Target, ...]
     exceptions: Mapping[datetime, _Difference]
     content: _Content
@@ -623,7 +661,7 @@ class _Made(NamedTuple):
 def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterator[ScheduledEntry]:
     content, targets, exceptions = made.content, made.targets, made.exceptions
     source = SourceKind.RELAY if row.content_kind is ContentKind.FEED else SourceKind.RECORDED
-    late = late_from_dict(row.late)
+    late = _late_of(row)
     is_feed = row.content_kind is ContentKind.FEED
     sound = content.asset.duration if content.asset is not None else None
     plain = _window_length(row, sound)
@@ -669,6 +707,13 @@ def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterato
             required=row.required,
             blocked=blocked,
         )
+
+
+def _late_of(row: Any) -> Late:
+    try:
+        return late_from_dict(row.late)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt("schedule_unreadable", schedule=row.id) from error
 
 
 def _window_length(row: Any, sound: timedelta | None) -> timedelta:
