@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import struct
 import sys
@@ -34,7 +35,7 @@ class MqttListener(asyncio.Protocol):
     """CONNECT, SUBSCRIBE at QoS 0, then PUBLISH after PUBLISH."""
 
     def __init__(self, tally: Tally, number: int, arguments: argparse.Namespace, ready: asyncio.Event) -> None:
-        self._tally, self._number, self._arguments, self.ready = tally, number, arguments, ready
+        self.tally, self._number, self._arguments, self.ready = tally, number, arguments, ready
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
@@ -47,7 +48,7 @@ class MqttListener(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now_s = time.monotonic()
-        self._tally.bytes += len(data)
+        self.tally.bytes += len(data)
         buffer = self._buffer + data if self._buffer else data
         at = 0
         while True:
@@ -70,18 +71,18 @@ class MqttListener(asyncio.Protocol):
     def _heard(self, now_s: float, buffer: bytes, at: int) -> None:
         # frames.FIELDS: version, flags, epoch, sequence, media_sample, packets
         _, _, _, _, sample, packets = struct.unpack_from(">BBIIQB", buffer, at)
-        self._tally.reads += 1
-        self._tally.rows.append((now_s, sample, packets * 960))
+        self.tally.reads += 1
+        self.tally.rows.append((now_s, sample, packets * 960))
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._tally.lost += 1
+        self.tally.lost += 1
 
 
 class HttpListener(asyncio.Protocol):
     """GET, then bytes without end."""
 
     def __init__(self, tally: Tally, number: int, arguments: argparse.Namespace, ready: asyncio.Event) -> None:
-        self._tally, self._number, self._arguments, self.ready = tally, number, arguments, ready
+        self.tally, self._number, self._arguments, self.ready = tally, number, arguments, ready
         self._header = b""
         self._is_open = False
         self._carry = b""
@@ -95,7 +96,7 @@ class HttpListener(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now_s = time.monotonic()
-        self._tally.bytes += len(data)
+        self.tally.bytes += len(data)
         if not self._is_open:
             self._header += data
             _, end, data = self._header.partition(b"\r\n\r\n")
@@ -106,7 +107,7 @@ class HttpListener(asyncio.Protocol):
             self.ready.set()
         if not data:
             return
-        self._tally.reads += 1
+        self.tally.reads += 1
         if self._arguments.kind == "cells":
             self._cells(now_s, data)
         elif self._number % 20 == 0:
@@ -122,7 +123,7 @@ class HttpListener(asyncio.Protocol):
             self._into_cell, data = 0, self._carry[at:]
         whole, self._into_cell = divmod(self._into_cell + len(data), CELL_BYTES)
         if whole:
-            self._tally.rows.append((now_s, self._next_cell * 960, whole * 960))
+            self.tally.rows.append((now_s, self._next_cell * 960, whole * 960))
             self._next_cell += whole
 
     def _pages(self, now_s: float, data: bytes) -> None:
@@ -134,11 +135,11 @@ class HttpListener(asyncio.Protocol):
             self._carry = self._carry[at + 14 :]
         if newest > self._granule:
             if self._granule:
-                self._tally.rows.append((now_s, self._granule, newest - self._granule))
+                self.tally.rows.append((now_s, self._granule, newest - self._granule))
             self._granule = newest
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._tally.lost += 1
+        self.tally.lost += 1
 
 
 def packet(kind: int, body: bytes) -> bytes:
@@ -168,20 +169,28 @@ def length_of(buffer: bytes, at: int) -> tuple[int, int]:
 async def main(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     tally = Tally()
-    at_once = asyncio.Semaphore(100)
+    at_once = asyncio.Semaphore(50)
     listener = MqttListener if arguments.kind == "mqtt" else HttpListener
 
     async def connect(number: int) -> None:
-        async with at_once:
+        # A crowded accept queue now and then loses a connection its client believes in: try again.
+        for _ in range(5):
             ready = asyncio.Event()
-            await loop.create_connection(
-                lambda: listener(tally, number, arguments, ready),
-                arguments.host,
-                arguments.port,
-                local_addr=(f"127.0.0.{2 + number % 50}", 0),
-            )
-            async with asyncio.timeout(60):
-                await ready.wait()
+            async with at_once:
+                transport, protocol = await loop.create_connection(
+                    lambda ready=ready: listener(tally, number, arguments, ready),  # type: ignore[misc]
+                    arguments.host,
+                    arguments.port,
+                    local_addr=(f"127.0.0.{2 + number % 50}", 0),
+                )
+            # Not while others wait for their turn: icecast2 answers with the first sound it has to send.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(12):
+                    await ready.wait()
+                return
+            protocol.tally = Tally()
+            transport.abort()
+        raise RuntimeError(f"listener {number} was not let in")
 
     started_s = time.monotonic()
     await asyncio.gather(*(connect(number) for number in range(arguments.count)))

@@ -8,6 +8,7 @@ If-Range (RFC 9110 §13.1.5) with the hash as the validator.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -64,6 +65,7 @@ class AssetKeeper:
         disk: Disk,
         client: httpx.AsyncClient,
         *,
+        at_once: asyncio.Semaphore,
         token: str,
         true: TrueTime,
         offload: Offload,
@@ -72,6 +74,7 @@ class AssetKeeper:
     ) -> None:
         self._disk = disk
         self._client = client
+        self._at_once = at_once
         self._token = token
         self._true = true
         self._offload = offload
@@ -123,7 +126,10 @@ class AssetKeeper:
             if self._due_s.get(sha256, 0.0) > self._now_s():
                 continue
             try:
-                await self._fetch(self._wanted[sha256])
+                async with self._at_once:
+                    wanted = self._wanted.get(sha256)  # a new plan may have come while others were served
+                    if wanted is not None:
+                        await self._fetch(wanted)
             except (FetchFailed, httpx.HTTPError, OSError) as error:
                 self.counts.failed += 1
                 tries = self._tries[sha256] = self._tries.get(sha256, 0) + 1

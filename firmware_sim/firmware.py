@@ -74,14 +74,17 @@ RATE_LIMIT: Final = 0.02
 JUMP_NS: Final = 50 * MS
 BURST: Final = 8
 BURST_EVERY_S: Final = 0.25
-HURRIED: Final = 60
-"""So many questions are asked in a hurry while the way is too unsteady for a good estimate."""
+HURRIED: Final = 18
+HURRY_SLOWS: Final = 1.3
+"""While the way is too unsteady for a good estimate more is asked, ever slower: the crowd may be what makes it so."""
 PROBE_S: Final = (5.0, 10.0)
 TRUSTED_WITHIN_MS: Final = 60_000.0
 STREAM_LEAD_MS: Final = 8_000
 STREAM_DEAD_NS: Final = 10 * SECOND
 PREPARE_AHEAD_MS: Final = 15_000
 REMEMBER_CLOCK_S: Final = 600.0
+IDLE_HOUSE_S: Final = 3.0
+LONGEST_NAP_S: Final = 5.0
 MAX_ORDERS: Final = 16
 
 
@@ -92,6 +95,8 @@ class Kit:
     true: TrueTime
     offload: Offload
     http: httpx.AsyncClient
+    downloads: asyncio.Semaphore
+    """How many download at once; the others wait here, where waiting costs nothing."""
     library: SoundLibrary
     streams: DecodeCache
     bodies: PlanBodies
@@ -174,6 +179,8 @@ class Firmware:
         self._status_sent_s = -1e9
         self._cursor_ns = 0
         self._tone_samples = 0
+        self._followed: PlanInForce | None = None
+        self._listening: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._silent_until_ns: int | None = None
         self._remembered_s = 0.0
         self._sounds: dict[str, AssetSound] = {}
@@ -189,6 +196,7 @@ class Firmware:
         self.assets = AssetKeeper(
             box.disk,
             kit.http,
+            at_once=kit.downloads,
             token=identity.asset_token,
             true=kit.true,
             offload=kit.offload,
@@ -248,6 +256,12 @@ class Firmware:
         self._judge(dict(self._memory.messages), None)
         self._follow()
 
+    @property
+    def is_ready(self) -> bool:
+        """Connected, on time, with a plan and everything the plan needs."""
+        is_told = self.plan is not None and self.plan is self._followed
+        return self.link.is_up and self.clock.exchanges > 0 and is_told and not self.assets.missing
+
     # -- what arrives -------------------------------------------------------------------------------------------------
 
     def _arrived(self, topic: str, payload: bytes) -> None:
@@ -303,6 +317,8 @@ class Firmware:
             await self._inbox.wait()
             self._inbox.clear()
             now_ms = self._now_ms()
+            if self.dac is None:
+                self._tick_without_output()  # what was decided until now was decided by the plan until now
             batch = dict(self._pending)
             self._pending.clear()
             if now_ms is None:
@@ -403,6 +419,7 @@ class Firmware:
 
     def _follow(self) -> None:
         """Act on what plan, configuration or alerts now say."""
+        self._followed = self.plan
         self._want_assets()
         self._listen()
         self._status_due = True
@@ -438,7 +455,7 @@ class Firmware:
         return self.clock.server_ns(device_ns) // MS
 
     async def _ask_the_time(self) -> None:
-        asked = 0
+        asked, hurry_s = 0, 2 * BURST_EVERY_S
         while True:
             if not (self.link.is_up and self.gate.may_hear_the_time):
                 self._probe_now.clear()
@@ -457,7 +474,8 @@ class Firmware:
             if self.clock.exchanges < BURST and asked < 4 * BURST:
                 wait_s = BURST_EVERY_S * self._chance.uniform(0.7, 1.3)
             elif self.clock.is_doubtful() and asked < HURRIED:
-                wait_s = self._chance.uniform(0.5, 1.0)
+                wait_s = min(wait_s, hurry_s * self._chance.uniform(0.7, 1.3))
+                hurry_s *= HURRY_SLOWS
             await self._kit.true.sleep(wait_s)
 
     # -- stock --------------------------------------------------------------------------------------------------------
@@ -546,14 +564,17 @@ class Firmware:
     def _listen(self) -> None:
         """Subscribe to what concerns this node (keys first: they judge the rest), streams only around their time."""
         node, path = self.node_id, self.gate.path
-        topics = [UnitKeys(unit) for unit in path]
-        own = [NodeAck(node), NodeConfig(node), *(UnitAlert(unit) for unit in path), NodePlan(node), NodeOrder(node)]
         wanted = self._streams_wanted()
+        if (path, wanted) == self._listening:
+            return
+        self._listening = (path, wanted)
         for stream in wanted:
             if stream not in self.streams:
                 self.streams[stream] = StreamReceiver(stream, self._kit.streams, self.gate.count)
         for stream in [stream for stream in self.streams if stream not in wanted]:
             del self.streams[stream]
+        topics = [UnitKeys(unit) for unit in path]
+        own = [NodeAck(node), NodeConfig(node), *(UnitAlert(unit) for unit in path), NodePlan(node), NodeOrder(node)]
         live = [topic for stream in wanted for topic in (StreamHead(stream), StreamAudio(stream))]
         self.link.listen({str(topic): topic.qos for topic in (*topics, *own, *live)})
 
@@ -712,7 +733,8 @@ class Firmware:
                     self.ledger.current.trouble = self.ledger.current.trouble or "no_output"
         self._silent_until_ns = max(now_ns, low_ns)
         change_ms = next_change_ms(self.situation, now_ns // MS)
-        return 1.0 if change_ms is None else min(1.0, max(0.1, change_ms / 1000 - now_ns / SECOND))
+        longest_s = 1.0 if self.streams else LONGEST_NAP_S
+        return longest_s if change_ms is None else min(longest_s, max(0.1, change_ms / 1000 - now_ns / SECOND))
 
     # -- what goes up -------------------------------------------------------------------------------------------------
 
@@ -792,6 +814,16 @@ class Firmware:
         )
         self.link.publish(str(NodeStatus(self.node_id)), body.encode(), qos=NodeStatus.qos, retain=True)
 
+    def _is_busy(self) -> bool:
+        """Whether anything is going on or about to."""
+        if self.streams or self.ledger.current is not None or self.log.waiting or self.assets.missing:
+            return True
+        now_ms = self._now_ms()
+        if now_ms is None or self.situation.alerts.alerts:
+            return True
+        change_ms = next_change_ms(self.situation, now_ms)
+        return change_ms is not None and change_ms - now_ms < PREPARE_AHEAD_MS
+
     async def _keep_house(self) -> None:
         while True:
             now_s = self._kit.true.now_ns() / 1e9
@@ -809,4 +841,4 @@ class Firmware:
                 self._remembered_s = now_s
                 self._memory.clock = self.clock.remember(self._box.clock.now_ns())
                 await self._save()
-            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1))
+            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1) * (1.0 if self._is_busy() else IDLE_HOUSE_S))

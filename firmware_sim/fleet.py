@@ -1,6 +1,6 @@
 """Many nodes in one process and one loop: no thread or child per node.
 
-What is shared is in the `Kit`: true time, one HTTP connection pool, two worker threads for disk and decoding, and
+What is shared is in the `Kit`: true time, one HTTP connection pool, a few worker threads for disk and decoding, and
 caches of pure functions of bytes every node has verified itself (decoded stretches of an asset by hash, decoded
 batches by their chain, parsed plan bodies by hash). Each node has a session, clock, disk, stock, log, player and
 recording of its own.
@@ -36,15 +36,16 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-CONNECTS_PER_S: Final = 250
+CONNECTS_PER_S: Final = 60
 """How fast a fleet is switched on."""
 ENROL_AT_ONCE: Final = 8
+DOWNLOADS_AT_ONCE: Final = 24
 
 
 class ThreadOffload:
-    """Two threads for what would block the loop."""
+    """A few threads, however many nodes, for what would block the loop (mostly: waiting for a disk)."""
 
-    def __init__(self, workers: int = 2) -> None:
+    def __init__(self, workers: int = 6) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="node-work")
 
     async def __call__(self, work: Callable[[], T]) -> T:
@@ -112,10 +113,12 @@ class Fleet:
         options = self.options
         offload = ThreadOffload()
         library = SoundLibrary(offload)
-        limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
+        limits = httpx.Limits(max_connections=DOWNLOADS_AT_ONCE, max_keepalive_connections=DOWNLOADS_AT_ONCE)
         timeout = httpx.Timeout(10.0, pool=None)
         async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
-            kit = Kit(self.true, offload, client, library, DecodeCache(), PlanBodies())
+            kit = Kit(
+                self.true, offload, client, asyncio.Semaphore(DOWNLOADS_AT_ONCE), library, DecodeCache(), PlanBodies()
+            )
             try:
                 identities = await self._identities(client)
                 self.nodes.extend(self._box(index, identity, kit) for index, identity in enumerate(identities))

@@ -9,6 +9,7 @@ the broker or kept by the node. Callbacks run in the loop and must not raise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import random
 import socket
@@ -28,6 +29,7 @@ from firmware_sim.clock import TrueTime
 log = structlog.get_logger(__name__)
 
 KEEPALIVE_S: Final = 30
+MISC_EVERY_S: Final = 5.0
 CONNECT_WITHIN_S: Final = 10.0
 FIRST_WAIT_S: Final = 0.3
 LONGEST_WAIT_S: Final = 4.0
@@ -108,6 +110,7 @@ class MqttLink:
         self._on_up = on_up
         self._topics: dict[str, int] = {}
         self._is_up = False
+        self._is_watched = False
         self._down = asyncio.Event()
         self._no_network_until_ns = 0
         self._loop = asyncio.get_running_loop()
@@ -199,7 +202,8 @@ class MqttLink:
             return
         asked_ns = self._true.now_ns()
         while not self._down.is_set():
-            await self._true.sleep(1.0) if self._is_up else await self._true.sleep(0.1)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._down.wait(), MISC_EVERY_S)
             self._client.loop_misc()
             if not self._is_up and self._true.now_ns() - asked_ns > CONNECT_WITHIN_S * 1e9:
                 break
@@ -298,13 +302,26 @@ class MqttLink:
     def _socket_close(self, _client: mqtt.Client, _data: Any, sock: Any) -> None:
         self._loop.remove_reader(sock)
         self._loop.remove_writer(sock)
+        self._is_watched = False
         self._down.set()
 
     def _want_write(self, _client: mqtt.Client, _data: Any, sock: Any) -> None:
-        self._loop.add_writer(sock, self._client.loop_write)
+        # A socket is nearly always writable: try at the loop's next turn, and watch it only if it was not.
+        self._loop.call_soon(self._write, sock)
+
+    def _write(self, sock: Any) -> None:
+        if self._client.socket() is not sock:
+            return
+        self._client.loop_write()
+        # The write may have closed it.
+        if self._client.socket() is sock and self._client.want_write() and not self._is_watched:
+            self._is_watched = True
+            self._loop.add_writer(sock, self._client.loop_write)  # type: ignore[arg-type]  # it is the open socket
 
     def _no_write(self, _client: mqtt.Client, _data: Any, sock: Any) -> None:
-        self._loop.remove_writer(sock)
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.remove_writer(sock)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

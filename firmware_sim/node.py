@@ -107,14 +107,7 @@ class SpeakerNode:
     @property
     def is_ready(self) -> bool:
         """Connected, on time, with a plan and everything the plan needs."""
-        life = self.firmware
-        return (
-            life is not None
-            and life.link.is_up
-            and life.clock.exchanges > 0
-            and life.plan is not None
-            and not life.assets.missing
-        )
+        return self.firmware is not None and self.firmware.is_ready
 
     def power_cycle(self, *, is_orderly: bool = False) -> None:
         """Off and on again; orderly, the books are closed first."""

@@ -231,7 +231,7 @@ class Village:
         """Place something on all clusters of the commune; the schedule's id."""
         form = {"unit_id": COMMUNE, "starts_at": starts_at.isoformat(), "accept_conflicts": True, **what}
         made = await self.ask("POST", "/schedules", **form)
-        schedule_id: str = made["schedule"]["id"]
+        schedule_id: str = made["id"]
         return schedule_id
 
     # -- the nodes

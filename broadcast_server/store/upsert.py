@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -17,8 +18,7 @@ def upsert(session: Session, table: type[Base], rows: Sequence[dict[str, Any]], 
     """
     if not rows:
         return
-    columns = table.__table__
-    keys = [column.name for column in columns.primary_key.columns]
+    keys = [column.name for column in inspect(table).primary_key]
     make = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     statement = make(table)
     if update:

@@ -112,8 +112,9 @@ async def test_a_programme_is_heard_cue_by_cue_and_a_restored_backup_is_obeyed(t
         items += [{"bulletin_id": await village.bulletin(name, sample(name).path)} for name in parts]
         programme = await village.ask("POST", "/programmes", unit_id=COMMUNE, title="Buổi sáng", items=items)
         path = f"/programmes/{programme['id']}"
-        rendered = await village.ask("POST", f"{path}/rendering")
-        await village.ask("POST", f"{path}/approval", content_hash=rendered["content_hash"])
+        made = await village.ask("POST", f"{path}/rendering")
+        await village.ask("POST", f"{path}/approval", content_hash=made["content_hash"])
+        rendered = await village.ask("GET", f"/assets/{made['asset_sha256']}/report")
         start = in_seconds(8)
         await village.schedule(programme_id=programme["id"], starts_at=start)
         kept = tmp_path / "backup.tar"

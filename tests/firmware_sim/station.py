@@ -387,7 +387,7 @@ class Relay:
             ready_ms = self.body.t0_utc_ms + (at + self._per_batch) * 20
             if self._stop.wait(max(0.0, (ready_ms - now_ms()) / 1000)):
                 return
-            if self.renews and time.monotonic() - renewed >= 1.0:
+            if self.renews and time.monotonic() - renewed >= self.lease_ms / 3_000:
                 self.head()
                 renewed = time.monotonic()
             if sequence in self._lose:

@@ -60,7 +60,9 @@ class Village:
         self._offload = ThreadOffload()
         self._client = httpx.AsyncClient(trust_env=False, timeout=5.0)
         library = SoundLibrary(self._offload)
-        self.kit = Kit(self.true, self._offload, self._client, library, DecodeCache(), PlanBodies())
+        self.kit = Kit(
+            self.true, self._offload, self._client, asyncio.Semaphore(4), library, DecodeCache(), PlanBodies()
+        )
         self._lives: dict[str, asyncio.Task[None]] = {}
         self.nodes: dict[str, SpeakerNode] = {}
 
