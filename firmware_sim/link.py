@@ -195,15 +195,18 @@ class MqttLink:
     async def _session(self) -> None:
         self._down.clear()
         try:
-            self._client.ready = await asyncio.wait_for(self._dial(), CONNECT_WITHIN_S)
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                self._client.ready = await self._dial()
             self._client.reconnect()
         except (OSError, TimeoutError) as error:
             log.debug("link.refused", node=self._broker.username, error=str(error))
             return
         asked_ns = self._true.now_ns()
         while not self._down.is_set():
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes in the turn in which the wait ends.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._down.wait(), MISC_EVERY_S)
+                async with asyncio.timeout(MISC_EVERY_S):
+                    await self._down.wait()
             self._client.loop_misc()
             if not self._is_up and self._true.now_ns() - asked_ns > CONNECT_WITHIN_S * 1e9:
                 break

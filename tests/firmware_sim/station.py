@@ -170,7 +170,7 @@ class Station:
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", self.mqtt_port)) == 0:
                     return
-            time.sleep(0.02)
+            threading.Event().wait(0.02)
         raise RuntimeError("mosquitto did not come up")
 
     def stop_broker(self) -> None:
