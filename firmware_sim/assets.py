@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 FIRST_AGAIN_S: Final = 1.0
 LONGEST_AGAIN_S: Final = 60.0
 LONGEST_JITTER_S: Final = 600.0
+URGENT_S: Final = 20.0
+"""What is used this soon is fetched at once."""
 _PIECE_BYTES: Final = 64 * 1024
 
 
@@ -111,8 +113,8 @@ class AssetKeeper:
         now_s = self._now_s()
         for sha256, what in wanted.items():
             if sha256 not in self._wanted and sha256 not in self.ready:
-                until_use_s = max(0.0, (what.first_use_ms - now_ms) / 1000)
-                self._due_s[sha256] = now_s + self._chance.uniform(0.0, min(LONGEST_JITTER_S, until_use_s / 10))
+                to_spare_s = max(0.0, (what.first_use_ms - now_ms) / 1000 - URGENT_S)
+                self._due_s[sha256] = now_s + self._chance.uniform(0.0, min(LONGEST_JITTER_S, to_spare_s / 10))
         self._wanted = dict(wanted)
 
     def wait_s(self) -> float:

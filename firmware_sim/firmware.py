@@ -515,7 +515,9 @@ class Firmware:
         while True:
             await self._fetch.wait()
             self._fetch.clear()
-            if self.assets.wait_s() <= 0:
+            wait_s = self.assets.wait_s()
+            if wait_s < IDLE_HOUSE_S:
+                await self._kit.true.sleep(wait_s)
                 await self.assets.fetch_due()
                 await self._prepare()
 

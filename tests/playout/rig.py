@@ -334,11 +334,14 @@ class Room:
 
     async def turn(self) -> None:
         """Everybody looks, and hears what the others said."""
-        for _ in range(2):
-            for server in self.servers:
-                server.conductor.ring()
-                await server.turn()
-            await self.clock.advance(0)
+        await self.clock.advance(0)
+        for server in self.servers:
+            server.conductor.ring()
+            await server.turn()
+        await self.clock.advance(0)
+        for server in self.servers:
+            await server.inbox.flush()
+            await server.judge.look()
 
     async def all_say_how_they_are(self, **facts: Any) -> None:
         for node in self.nodes.values():

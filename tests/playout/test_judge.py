@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from sqlalchemy import func, select
 
 from broadcast_server.control import scheduling
@@ -198,15 +197,17 @@ async def test_a_node_enrolled_after_a_broadcast_is_not_charged_with_it(tmp_path
 # -- what nodes may not do --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", ["", "nothing", "@", "a@b", "x" * 120, "nobody@1780300800000"])
-async def test_reports_about_unknown_entries_are_kept_and_harm_nothing(tmp_path: Path, entry: str):
+async def test_reports_about_unknown_entries_are_kept_and_harm_nothing(tmp_path: Path):
     async with a_room(tmp_path) as room:
         await planned(room)
-        await room.node.report("finished", entry, START, heard_ms=5)
+        strange = ["", "nothing", "@", "a@b", "x" * 120, "x" * 500, "nobody@1780300800000"]
+        for entry in strange:
+            await room.node.report("finished", entry, START, heard_ms=5)
         await room.turn()
 
         assert await room.plays() == []
-        assert await room.store.read(lambda session: session.scalar(select(func.count()).select_from(ReportRow))) == 1
+        kept = await room.store.read(lambda session: session.scalar(select(func.count()).select_from(ReportRow)))
+        assert kept == len(strange)
 
 
 async def test_an_order_done_is_no_play(tmp_path: Path):
