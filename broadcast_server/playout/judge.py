@@ -189,16 +189,24 @@ class Judge:
 
     async def _judge_told(self) -> None:
         told, self._told = self._told, set()
-        by_entry: dict[str, set[str]] = {}
-        for entry, node in told:
-            by_entry.setdefault(entry, set()).add(node)
-        for entry, nodes in sorted(by_entry.items()):
-            for part in _parts(sorted(nodes)):
-                try:
+        try:
+            for entry, nodes in sorted((await self._of_broadcasts(told)).items()):
+                for part in _parts(sorted(nodes)):
                     await self._judge_entry(entry, part)
-                except Unavailable:
-                    self._told |= told
-                    raise
+        except Unavailable:
+            self._told |= told
+            raise
+
+    async def _of_broadcasts(self, told: Collection[tuple[str, str]]) -> dict[str, set[str]]:
+        """Who spoke of which broadcast; what is about anything else (orders, inventions) proves no play."""
+        found: dict[str, set[str]] = {}
+        for part in _parts(sorted({entry for entry, _ in told})):
+            known = await self._store.read(lambda session, part=part: reports.broadcast_windows(session, part))  # type: ignore[misc]
+            found |= {entry: set() for entry in known}
+        for entry, node in told:
+            if entry in found:
+                found[entry].add(node)
+        return found
 
     async def _judge_entry(self, entry: str, nodes: Collection[str]) -> None:
         now = self._clock.now()
