@@ -131,7 +131,6 @@ async def test_a_download_that_breaks_is_resumed_and_a_wrong_one_never_sounds(st
         assert {pair for pair, _, _ in found} == {(700, 1600)}
 
 
-@pytest.mark.skip(reason="the second boot is not seen in the reports; under repair")
 async def test_after_a_power_dip_without_network_it_goes_on_at_the_wall_clocks_second(station: Station, tmp_path: Path):
     sha = station.add_asset(ogg_opus(tone((700, 1600), 12.0)), 12_000)
     async with Village(station, tmp_path) as village:
