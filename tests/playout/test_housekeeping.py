@@ -100,7 +100,6 @@ async def test_the_jobs_are_named_and_each_has_a_time(house: House):
     assert all((every is None) is not (daily_at is None) for every, daily_at in jobs.values())
 
 
-@pytest.mark.skip(reason="written while the probe was changing; under repair")
 async def test_every_feed_is_asked_and_each_answers_for_itself(house: House):
     good = await house.station(Faults(burst_s=1.0))
     gone = await house.station(Faults(status=404))
