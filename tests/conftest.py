@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 pytest_plugins = ["tests.support.database"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs in real time take turns on one worker: they mostly wait, and must not compete for a second."""
+    for item in items:
+        if item.get_closest_marker("e2e") is not None:
+            item.add_marker(pytest.mark.xdist_group("real_time"))
 
 
 @pytest_asyncio.fixture(autouse=True)
