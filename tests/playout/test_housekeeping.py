@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import pytest_asyncio
 from sqlalchemy import select, update
 
