@@ -223,14 +223,17 @@ async def test_nightly_archives_are_few_and_without_sounds(live: tuple[Desk, Pat
     assert manifest["assets"] == {HASH: len(SOUND)}
 
 
-def tampered(source: Path, target: Path, name: str, content: bytes | None) -> None:
-    """A copy of the archive in which one member is changed, or left out, or added."""
+def tampered(source: Path, target: Path, name: str, content: bytes | str | None) -> None:
+    """A copy of the archive in which one member is changed, or left out, or added; a text makes it a link to there."""
     with tarfile.open(source) as old, tarfile.open(target, "w") as new:
         for member in old:
             if member.name != name:
                 new.addfile(member, old.extractfile(member))
-        if content is not None:
-            info = tarfile.TarInfo(name)
+        info = tarfile.TarInfo(name)
+        if isinstance(content, str):
+            info.type, info.linkname = tarfile.SYMTYPE, content
+            new.addfile(info)
+        elif content is not None:
             info.size = len(content)
             new.addfile(info, io.BytesIO(content))
 
@@ -244,11 +247,13 @@ def tampered(source: Path, target: Path, name: str, content: bytes | None) -> No
         ("data/keys/planted.key", b"\x03" * 32),
         ("../escape", b"outside"),
         ("/escape", b"outside"),
+        ("data/keys/root.key", "/etc/hostname"),
+        ("data/planted", "/etc"),
         ("manifest.json", b"{}"),
         ("manifest.json", None),
     ],
 )
-async def test_a_damaged_or_forged_archive_changes_nothing(tmp_path: Path, name: str, content: bytes | None):
+async def test_a_damaged_or_forged_archive_changes_nothing(tmp_path: Path, name: str, content: bytes | str | None):
     data_dir = tmp_path / "live"
     async with a_store(f"sqlite:///{tmp_path / 'loa.sqlite'}", create=False) as store:
         migrations.migrate(store.engine)
