@@ -1,6 +1,6 @@
 """Real source clients pushing a sample to a mount, as a station's studio does: ffmpeg, liquidsoap, ezstream.
 
-Programs of Debian, run as children; each plays one file round and round. A maintainer must not break: every one of them
+Programs of Debian (ffmpeg otherwise as PyPI brings it), run as children; each plays one file round and round. A maintainer must not break: every one of them
 is a public program that our listener must get on with as it is, so nothing here bends it to our liking beyond address,
 user, password and mount.
 """
@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from broadcast_server.audio.ffmpeg import find_ffmpeg
+from broadcast_server.domain.errors import Unavailable
 from broadcast_server.supervise import Child
 
 
@@ -39,14 +41,19 @@ class Mount:
 
 def find_client(client: SourceClient) -> str | None:
     """The program's path, None where it is not installed."""
-    return shutil.which(client.value)
+    if client is not SourceClient.FFMPEG:
+        return shutil.which(client.value)
+    try:
+        return str(find_ffmpeg())
+    except Unavailable:
+        return None
 
 
-def ffmpeg_argv(mount: Mount, sound: Path) -> list[str]:
+def ffmpeg_argv(program: str, mount: Mount, sound: Path) -> list[str]:
     """Copy the MP3 in real time: `PUT` with `Expect: 100-continue`."""
     address = f"icecast://{mount.user}:{mount.password}@{mount.host}:{mount.port}/{mount.mount}"
     return [
-        "ffmpeg", "-nostdin", "-hide_banner", "-v", "error", "-re", "-stream_loop", "-1", "-i", f"file:{sound}",
+        program, "-nostdin", "-hide_banner", "-v", "error", "-re", "-stream_loop", "-1", "-i", f"file:{sound}",
         "-map", "0:a:0", "-c:a", "copy", "-content_type", "audio/mpeg", "-f", "mp3", address,
     ]  # fmt: skip
 
@@ -109,18 +116,21 @@ async def pushing(client: SourceClient, mount: Mount, sound: Path, *, folder: Pa
 
     Raises `Unavailable("program_missing")` where the client is not installed.
     """
+    program = find_client(client)
+    if program is None:
+        raise Unavailable("program_missing", program=client.value)
     argv: list[str]
     match client:
         case SourceClient.FFMPEG:
-            argv = ffmpeg_argv(mount, sound)
+            argv = ffmpeg_argv(program, mount, sound)
         case SourceClient.LIQUIDSOAP:
             script = folder / f"{mount.mount}.liq"
             script.write_text(liquidsoap_script(mount, sound), encoding="utf-8")
-            argv = ["liquidsoap", str(script)]
+            argv = [program, str(script)]
         case SourceClient.EZSTREAM:
             config = folder / f"{mount.mount}.xml"
             config.write_text(ezstream_config(mount, sound), encoding="utf-8")
             config.chmod(0o600)
-            argv = ["ezstream", "-c", str(config)]
+            argv = [program, "-c", str(config)]
     async with Child(argv, name=f"source.{client.value}[{mount.mount}]", stdout=False, grace_s=1.0) as child:
         yield child
