@@ -1,8 +1,8 @@
 """Real source clients pushing a sample to a mount, as a station's studio does: ffmpeg, liquidsoap, ezstream.
 
-Programs of Debian (ffmpeg otherwise as PyPI brings it), run as children; each plays one file round and round. A maintainer must not break: every one of them
-is a public program that our listener must get on with as it is, so nothing here bends it to our liking beyond address,
-user, password and mount.
+Programs of Debian (ffmpeg otherwise as PyPI brings it), run as children; each plays one file round and round. A
+maintainer must not break: every one of them is a public program that our listener must get on with as it is, so
+nothing here bends it to our liking beyond address, user, password and mount.
 """
 
 from __future__ import annotations
