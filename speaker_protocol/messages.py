@@ -69,6 +69,10 @@ class PlanSegment(Body):
     gain_db: float = 0.0
     approval: str | None = None
     """Content hash that was approved for this sound."""
+    late_at_most_ms: Annotated[int, Field(ge=0)] | None = None
+    """A node that could not begin it within so long after its first start skips it; None: it joins midway."""
+    tolerates_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
+    """Clock uncertainty up to which a node may sound it; None: the usual limit of a minute."""
 
 
 class PlanAsset(Body):
@@ -164,6 +168,11 @@ class NodeConfigBody(Body):
     """Local minutes of `[from, to)`, crossing midnight is normal; equal values mean no quiet hours."""
     max_class: BulletinClass = BulletinClass.EMERGENCY
     max_gain_db: float = 0.0
+    max_day_min: Annotated[int, Field(ge=0, le=1440)] | None = None
+    max_session_min: Annotated[int, Field(ge=0, le=1440)] | None = None
+    """Minutes of sound, emergencies apart, in one local day and in one session; None: no limit."""
+    alert_gain_db: float | None = None
+    """Gain of an emergency, whatever the volume curve says; None: 0 dB."""
     volume: tuple[VolumeStep, ...] = ()
     delay_trim_ms: Annotated[int, Field(ge=-2_000, le=2_000)] = 0
     assets_url: str
@@ -190,8 +199,22 @@ class OrderBody(Body):
 # -- alerts ---------------------------------------------------------------------------------------------------------
 
 
+class AlertNature(StrEnum):
+    """What an alert says of itself."""
+
+    ALERT = "alert"
+    CORRECTION = "correction"
+    """Đính chính: takes back or mends what `replaces` said."""
+    FINAL = "final"
+    """Tin cuối cùng: the danger of `replaces` is over."""
+
+
 class AlertBody(Body):
-    """One emergency in force."""
+    """One emergency in force: attention tone, then the message `times` over, all of it again every `every_min`.
+
+    The message is `asset` where the node holds it, else the node's own clips for `hazard` and `phrases`. None means the
+    usual figure of `rules`.
+    """
 
     alert_id: Id
     level: int
@@ -199,9 +222,19 @@ class AlertBody(Body):
     issued_ms: Ms
     expires_ms: Ms
     asset: Sha256 | None = None
+    asset_ms: Ms | None = None
+    asset_bytes: Annotated[int, Field(gt=0)] | None = None
     text: str | None = None
-    hazard: str | None = None
+    hazard: Annotated[str, Field(max_length=40)] | None = None
+    phrases: Annotated[tuple[Annotated[str, Field(max_length=40)], ...], Field(max_length=12)] | None = None
     drill: bool = False
+    nature: AlertNature | None = None
+    replaces: Id | None = None
+    tone_ms: Annotated[int, Field(ge=4_000, le=10_000)] | None = None
+    times: Annotated[int, Field(ge=1, le=20)] | None = None
+    gap_ms: Annotated[int, Field(ge=0, le=60_000)] | None = None
+    every_min: Annotated[int, Field(ge=1, le=1440)] | None = None
+    """A round begins so often until expiry or cancel; None: one round."""
 
 
 class StopAllLatch(Body):
@@ -331,6 +364,38 @@ class ClockQuality(Body):
     """Correction applied to the device's own clock."""
 
 
+class AudioState(StrEnum):
+    """What the output is occupied with."""
+
+    IDLE = "idle"
+    SCHEDULED = "sched"
+    LIVE = "live"
+    EMERGENCY = "emerg"
+    LOCAL = "local"
+    """A technician's tone."""
+
+
+class AlertProgress(Body):
+    """How far a node is with one alert."""
+
+    alert_id: Id
+    rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds sounded to their end."""
+    first_ms: Ms | None = None
+    """When its first sample sounded."""
+    is_sounding: bool = False
+    why: str | None = None
+    """Why it does not sound although it is in force."""
+
+
+class ItemReadiness(Body):
+    """Whether the node holds what a coming item needs."""
+
+    entry_id: Annotated[str, Field(min_length=1, max_length=120)]
+    start_ms: Ms
+    ready: bool
+
+
 class StatusBody(Body):
     """How a node is; retained, and (with `link` offline) its will."""
 
@@ -345,6 +410,14 @@ class StatusBody(Body):
     clock: ClockQuality = ClockQuality(source=ClockSource.UNKNOWN, uncertainty_ms=0.0)
     sounding: str | None = None
     stream: Id | None = None
+    audio: AudioState | None = None
+    health: tuple[str, ...] | None = None
+    """Codes of what is wrong with the node now; empty: nothing."""
+    alerts: Annotated[tuple[AlertProgress, ...], Field(max_length=32)] | None = None
+    """How far it is with each alert in force that it obeys."""
+    stop_all: bool | None = None
+    due: Annotated[tuple[ItemReadiness, ...], Field(max_length=64)] | None = None
+    """The coming recorded items, the soonest first."""
     ready: Annotated[int, Field(ge=0)] = 0
     missing: Annotated[tuple[Sha256, ...], Field(max_length=200)] = ()
     refusals: dict[str, int] = {}
@@ -380,8 +453,14 @@ class ReportBody(Body):
     underruns: Annotated[int, Field(ge=0)] = 0
     level_dbfs: float | None = None
     uncertainty_ms: float = 0.0
+    late_ms: Annotated[int, Field(ge=0)] | None = None
+    """How much later than planned it began, when it did not begin on time."""
     reason: str | None = None
-    """Why it did not sound, or why it ended before its time."""
+    """Why it did not sound, why it was late, or why it ended before its time."""
+    line: Annotated[int, Field(ge=1)] | None = None
+    """Place in the device's log, over all its boots, without a hole."""
+    previous: Sha256 | None = None
+    """SHA-256 of the envelope of the line before; None for the first."""
 
 
 class ReportAckBody(Body):
@@ -437,6 +516,8 @@ ALL_BODIES: Final[tuple[type[Body], ...]] = (
     RevocationBody,
     StreamHeadBody,
     StatusBody,
+    AlertProgress,
+    ItemReadiness,
     ClockQuality,
     ReportBody,
     ReportAckBody,
