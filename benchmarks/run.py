@@ -21,7 +21,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-ALL = ("prepare", "plan", "fanout", "startup", "sync")
+GROUPS = {
+    "foundation": ("prepare", "plan", "fanout", "startup", "sync"),
+    "autonomy": (
+        "simulation",
+        "server_kills",
+        "node_kills",
+        "dead_network",
+        "broker_kill",
+        "emergency",
+        "live_voice",
+        "sync_wan",
+        "push_endings",
+        "feed_faults",
+        "clock_faults",
+        "explained",
+    ),
+}
+"""Benchmarks that answer one question together; a group's name stands for all of them."""
+ALL = tuple(name for group in GROUPS.values() for name in group)
 LIMIT_S = 25 * 60
 FAILED = "could not be measured"
 
@@ -31,7 +49,7 @@ Result = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 0 when all bars hold, 1 when one does not, 2 on a name that is unknown."""
     parser = argparse.ArgumentParser(prog="./scripts/bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(ALL)}; none means all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join((*GROUPS, *ALL))}; none means all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in the child: run this one, write to --json
@@ -44,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = Console(width=None if sys.stdout.isatty() else 132)
     results = []
-    for name in asked.names or ALL:
+    for name in [part for asked_for in asked.names or ALL for part in GROUPS.get(asked_for, (asked_for,))]:
         console.print(f"[bold]{name}[/bold] …", highlight=False)
         result = run_apart(name)
         results.append(result)
