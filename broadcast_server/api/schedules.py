@@ -19,15 +19,15 @@ from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.catalogue import Locale, sentence
-from broadcast_server.control import outlook, scheduling
+from broadcast_server.control import outlook, playing, scheduling
 from broadcast_server.control.clashes import Clash, Effect, Notice, Party, Preview
 from broadcast_server.control.outlook import Explanation, Hearing, Missing, Sounding
+from broadcast_server.control.playing import PlayNow
 from broadcast_server.control.scheduling import (
     CancelSchedule,
     ChangeSchedule,
     NewSchedule,
     Placed,
-    PlayNow,
     ScheduleChange,
     ScheduleQuery,
     ScheduleView,
@@ -669,20 +669,20 @@ async def cancel_schedule(
 @router.post("/play-now", status_code=201)
 async def play_now(desk: DeskDep, actor: ActorDep, form: PlayNowForm, locale: LocaleDep) -> PlayingShown:
     """Sound as soon as all nodes can begin together; tells when that really is."""
-    playing = await scheduling.play_now(desk, actor, form.asked())
+    made = await playing.play_now(desk, actor, form.asked())
     return PlayingShown(
-        entry_id=playing.entry_id,
-        schedule=Schedule.of(playing.schedule),
-        starts_at=playing.starts_at,
-        latest_start_at=playing.latest_start_at,
-        preview=PreviewShown.of(playing.preview, locale),
+        entry_id=made.entry_id,
+        schedule=Schedule.of(made.schedule),
+        starts_at=made.starts_at,
+        latest_start_at=made.latest_start_at,
+        preview=PreviewShown.of(made.preview, locale),
     )
 
 
 @router.post("/stop")
 async def stop(desk: DeskDep, actor: ActorDep, form: StopForm) -> StoppedShown:
     """End one occurrence that sounds or waits."""
-    stopped = await scheduling.stop(desk, actor, form.entry_id)
+    stopped = await playing.stop(desk, actor, form.entry_id)
     return StoppedShown.model_validate(stopped, from_attributes=True)
 
 

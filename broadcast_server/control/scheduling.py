@@ -1,4 +1,4 @@
-"""Placing sound on the air: schedule, change, cancel, play now, stop, and the two questions: what will sound, and why.
+"""Placing sound on the air: schedule, change, cancel. Playing at once and stopping stand in `control.playing`.
 
 Every verb that adds sound writes its rows, resolves the affected clusters with and without them inside the same
 transaction (`control.clashes`), and rolls back when the stations' policies forbid it or when it displaces something and
@@ -28,8 +28,8 @@ from broadcast_server.control.clashes import (
     compare,
 )
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.outlook import LEAD_IN, lines, local_text
-from broadcast_server.domain.clock import LOCAL, Window
+from broadcast_server.control.outlook import LEAD_IN, local_text
+from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import Violation
@@ -50,10 +50,6 @@ BUSY_LOOK_AHEAD: Final = timedelta(days=8)
 """Conflicts are looked for this far where many schedules touch, as on a whole province."""
 
 MANY_ENTRIES: Final = 6_000
-PLAY_NOW_LEAD: Final = timedelta(seconds=5)
-"""From the order to the sound: plan to every node, audio fetched, all starting on one instant."""
-
-PLAY_NOW_QUEUE: Final = timedelta(hours=1)
 NEXT_OCCURRENCE_WITHIN: Final = timedelta(days=800)
 """A yearly lunar feast has one in it; a rule without any is over."""
 
@@ -134,21 +130,6 @@ class CancelSchedule:
 
 
 @dataclass(frozen=True, slots=True)
-class PlayNow:
-    """Sound as soon as possible. `queue`: wait for the air up to an hour rather than be refused."""
-
-    unit_id: str
-    content_kind: ContentKind
-    content_id: str
-    targets: tuple[Target, ...] = ()
-    language: str = "vie"
-    length: timedelta | None = None
-    gain_db: float = 0.0
-    queue: bool = False
-    accept_conflicts: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class ScheduleView:
     """A schedule as it stands."""
 
@@ -197,26 +178,6 @@ class Placed:
 
     schedule: ScheduleView
     preview: Preview
-
-
-@dataclass(frozen=True, slots=True)
-class Playing:
-    """When a play-now really sounds: the first and the last cluster's start; both None: nowhere."""
-
-    schedule: ScheduleView
-    entry_id: str
-    starts_at: datetime | None
-    latest_start_at: datetime | None
-    preview: Preview
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """One occurrence that was stopped. `heard_ms`: how much of it had sounded, 0: it had not begun."""
-
-    entry_id: str
-    cut_at: datetime
-    heard_ms: int
 
 
 class _DryRun(Exception):  # noqa: N818 - not an error: it carries the answer past a transaction that must not commit
@@ -282,7 +243,7 @@ def enter_schedule(
     before = judge.entries()
     schedules.add_schedule(session, row, draft.targets)
     preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts)
-    _audit(
+    audit_schedule(
         session,
         actor,
         row,
@@ -351,9 +312,9 @@ def _change_this(
         length_ms = _length_ms(row.content_kind, change.length, row.max_wait_ms * _MS, "change.length")
     judge = _Judge(session, around, now, around.reach(targets), min(moved_to, occurs_at))
     before = judge.entries()
-    _except(session, actor, row, now, occurs_at, ExceptionKind.MOVED, moved_to=moved_to, length_ms=length_ms)
+    except_occurrence(session, actor, row, now, occurs_at, ExceptionKind.MOVED, moved_to=moved_to, length_ms=length_ms)
     preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts, start_field="change.moved_to")
-    _audit(session, actor, row, now, "schedule.move", occurrence=occurs_at.isoformat(), to=moved_to.isoformat())
+    audit_schedule(session, actor, row, now, "schedule.move", occurrence=occurs_at.isoformat(), to=moved_to.isoformat())
     return Placed(_shown(session, row), preview)
 
 
@@ -413,7 +374,7 @@ def _change_onwards(
             schedules.forget_exceptions(session, row.id)
     session.flush()
     preview = judge.judge(before, (fresh.id,), accept_conflicts=request.accept_conflicts, start_field="change.rule")
-    _audit(
+    audit_schedule(
         session, actor, fresh, now, "schedule.change", scope=request.scope.value, since=split.isoformat(), was=row.id
     )
     return Placed(_shown(session, fresh), preview)
@@ -433,7 +394,7 @@ async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> 
         row, _ = _open_row(session, actor, request.schedule_id, request.version, now)
         if request.scope is Scope.THIS:
             occurs_at = _coming_occurrence(row, request.occurrence, now)
-            _except(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
+            except_occurrence(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
             told = {"occurrence": occurs_at.isoformat()}
         else:
             split = now if request.scope is Scope.ALL else _coming_occurrence(row, request.occurrence, now)
@@ -442,103 +403,10 @@ async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> 
                 end_schedule(each, split)
             session.flush()
             told = {"since": split.isoformat()}
-        _audit(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
+        audit_schedule(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
         return _shown(session, row)
 
     return await desk.store.begin(work)
-
-
-async def play_now(desk: Desk, actor: Actor, request: PlayNow) -> Playing:
-    """Sound as soon as the nodes can all begin together, and tell when that really is.
-
-    Raises as `create_schedule` does, and `Conflict("air_taken")` when the air is busy and `queue` was not asked for.
-    """
-    now = desk.clock.now()
-    schedule_id = desk.chance.new_id()
-    starts = _next_second(now + PLAY_NOW_LEAD)
-    wanted = NewSchedule(
-        unit_id=request.unit_id,
-        content_kind=request.content_kind,
-        content_id=request.content_id,
-        rule=Rule(Once(starts.astimezone(LOCAL).replace(tzinfo=None))),
-        targets=request.targets,
-        language=request.language,
-        length=request.length,
-        max_wait=PLAY_NOW_QUEUE if request.queue else timedelta(0),
-        gain_db=request.gain_db,
-        accept_conflicts=request.accept_conflicts,
-    )
-
-    def work(session: Session) -> Playing:
-        placed = enter_schedule(
-            session, actor, wanted, schedule_id, now, kind=ScheduleKind.PLAY_NOW, verb="schedule.play_now"
-        )
-        stretches = placed.preview.stretches
-        if not stretches and placed.preview.clashes:
-            raise _air_taken(placed.preview)
-        begins = [stretch.start for stretch in stretches if stretch.offset_ms == 0] or [one.start for one in stretches]
-        return Playing(
-            schedule=placed.schedule,
-            entry_id=schedules.entry_id(schedule_id, starts),
-            starts_at=min(begins, default=None),
-            latest_start_at=max(begins, default=None),
-            preview=placed.preview,
-        )
-
-    return await desk.store.begin(work)
-
-
-async def stop(desk: Desk, actor: Actor, entry_id: str) -> Stopped:
-    """End one occurrence that sounds or waits; it is out of the next plan. Raises `Conflict("not_sounding")`."""
-    now = desk.clock.now()
-    schedule_id, occurs_at = schedules.parse_entry_id(entry_id)
-
-    def work(session: Session) -> Stopped:
-        row = schedules.schedule(session, schedule_id)
-        access.authorize(session, actor, Action.STOP, row.unit_id, at=now)
-        around = Neighbourhood.read(session, places.local_date(now))
-        window = Window(now - LONGEST_WINDOW, now + LONGEST_WINDOW)
-        own = schedules.load_entries(session, window, now, schedule_ids=(schedule_id,))
-        entry = next((one for one in own if one.id == entry_id), None)
-        if entry is None or not entry.entry.start <= now < entry.entry.end:
-            raise Conflict("not_sounding", field="entry_id", fix="cancel_instead", entry=entry_id)
-        heard = _heard_until(session, around, entry, now)
-        if heard is None:
-            _except(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
-        else:
-            before = schedules.exceptions_of(session, (row.id,))[row.id]
-            moved_to = next((one.moved_to for one in before if one.occurs_at == occurs_at), None)
-            _except(
-                session,
-                actor,
-                row,
-                now,
-                occurs_at,
-                ExceptionKind.CUT,
-                moved_to=moved_to,
-                length_ms=heard // _MS,
-                cut_at=now,
-            )
-        heard_ms = 0 if heard is None else heard // _MS
-        _audit(session, actor, row, now, "schedule.stop", entry=entry_id, heard_ms=heard_ms)
-        return Stopped(entry_id=entry_id, cut_at=now, heard_ms=heard_ms)
-
-    return await desk.store.begin(work)
-
-
-def _heard_until(session: Session, around: Neighbourhood, entry: ScheduledEntry, now: datetime) -> timedelta | None:
-    """How much of the entry's own sound has been heard, where least was; None: it has not begun anywhere."""
-    heard: list[timedelta] = []
-    for _, line in lines(session, around, around.reach(entry.targets), Window(now - LEAD_IN, now + _DAY), now):
-        reached = [
-            segment.offset + (min(segment.end, now) - segment.start)
-            for segment in line.resolution.segments
-            if segment.entry_id == entry.id and segment.start < now
-        ]
-        if reached:
-            heard.append(max(reached))
-    least = min(heard, default=None)
-    return None if least is None or least < _MS else least
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
@@ -835,7 +703,7 @@ def end_schedule(row: ScheduleRow, at: datetime) -> None:
         row.ends_at = at if row.ends_at is None else min(row.ends_at, at)
 
 
-def _except(
+def except_occurrence(
     session: Session,
     actor: Actor,
     row: ScheduleRow,
@@ -847,6 +715,7 @@ def _except(
     length_ms: int | None = None,
     cut_at: datetime | None = None,
 ) -> None:
+    """Say how one occurrence differs; the schedule is another version then."""
     schedules.put_exception(
         session,
         ScheduleExceptionRow(
@@ -996,25 +865,7 @@ def _forbidden(verdict: Verdict, schedule_ids: frozenset[str], start_field: str)
     return Refused(code, **first, violations=listed)
 
 
-def _air_taken(preview: Preview) -> Conflict:
-    clash = preview.clashes[0]
-    free_at = next((out.facts["to"] for out in clash.ways_out if "to" in out.facts), None)
-    return Conflict(
-        "air_taken",
-        field="queue",
-        fix="queue_it",
-        title="" if clash.winner is None else clash.winner.title,
-        free_at=free_at,
-        conflicts=[clash_facts(one) for one in preview.clashes],
-    )
-
-
 # -- small things -----------------------------------------------------------------------------------------------------
-
-
-def _next_second(at: datetime) -> datetime:
-    whole = at.replace(microsecond=0)
-    return whole if whole == at else whole + timedelta(seconds=1)
 
 
 async def _dry_run(desk: Desk, work: Callable[[Session], None]) -> Preview:
@@ -1025,7 +876,8 @@ async def _dry_run(desk: Desk, work: Callable[[Session], None]) -> Preview:
     raise AssertionError("a dry run ends with its preview")
 
 
-def _audit(session: Session, actor: Actor, row: ScheduleRow, now: datetime, verb: str, **detail: Any) -> None:
+def audit_schedule(session: Session, actor: Actor, row: ScheduleRow, now: datetime, verb: str, **detail: Any) -> None:
+    """The audit row of a verb on a schedule."""
     audit.append(
         session,
         now=now,

@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broadcast_server.control import outlook, places, scheduling
+from broadcast_server.control import outlook, places, playing, scheduling
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.clashes import Effect, Way
+from broadcast_server.control.playing import PlayNow
 from broadcast_server.control.scheduling import (
     CancelSchedule,
     ChangeSchedule,
     NewSchedule,
-    PlayNow,
     ScheduleChange,
     Scope,
 )
@@ -402,10 +402,10 @@ async def test_play_now_tells_when_it_really_sounds() -> None:
     async with a_village() as village:
         bulletin = await village.bulletin("Tìm trẻ lạc", minutes=1)
         order = PlayNow(unit_id=DONG, content_kind=ContentKind.BULLETIN, content_id=bulletin)
-        playing = await scheduling.play_now(village.desk, LAN, order)
-        assert playing.starts_at == at(9, 0, 5)
-        assert playing.schedule.kind is ScheduleKind.PLAY_NOW
-        assert playing.entry_id == f"{playing.schedule.id}@{int(at(9, 0, 5).timestamp() * 1000)}"
+        made = await playing.play_now(village.desk, LAN, order)
+        assert made.starts_at == at(9, 0, 5)
+        assert made.schedule.kind is ScheduleKind.PLAY_NOW
+        assert made.entry_id == f"{made.schedule.id}@{int(at(9, 0, 5).timestamp() * 1000)}"
 
 
 async def test_play_now_on_a_busy_air_is_refused_or_queued() -> None:
@@ -415,9 +415,9 @@ async def test_play_now_on_a_busy_air_is_refused_or_queued() -> None:
         bulletin = await village.bulletin(minutes=1)
         order = PlayNow(unit_id=DONG, content_kind=ContentKind.BULLETIN, content_id=bulletin, accept_conflicts=True)
         with pytest.raises(Conflict, match="air_taken") as refused:
-            await scheduling.play_now(village.desk, LAN, order)
+            await playing.play_now(village.desk, LAN, order)
         assert refused.value.facts["title"] == "Đài mô phỏng Một"
-        queued = await scheduling.play_now(village.desk, LAN, replace(order, queue=True))
+        queued = await playing.play_now(village.desk, LAN, replace(order, queue=True))
         assert queued.starts_at == at(9, 10, 2)
 
 
@@ -426,7 +426,7 @@ async def test_play_now_at_night_is_refused() -> None:
         bulletin = await village.bulletin(minutes=1)
         order = PlayNow(unit_id=DONG, content_kind=ContentKind.BULLETIN, content_id=bulletin)
         with pytest.raises(Refused, match="quiet_hours"):
-            await scheduling.play_now(village.desk, LAN, order)
+            await playing.play_now(village.desk, LAN, order)
 
 
 async def test_stopping_leaves_what_was_heard_and_frees_the_air() -> None:
@@ -435,11 +435,11 @@ async def test_stopping_leaves_what_was_heard_and_frees_the_air() -> None:
         placed = await scheduling.create_schedule(village.desk, LAN, wanted(bulletin, daily("09:30")))
         entry_id = placed.preview.stretches[0].entry_id
         with pytest.raises(Conflict, match="not_sounding"):
-            await scheduling.stop(village.desk, LAN, entry_id)
+            await playing.stop(village.desk, LAN, entry_id)
         await village.clock.advance(32 * 60)
         with pytest.raises(Refused, match="not_permitted"):
-            await scheduling.stop(village.desk, NGOC, entry_id)
-        stopped = await scheduling.stop(village.desk, LAN, entry_id)
+            await playing.stop(village.desk, NGOC, entry_id)
+        stopped = await playing.stop(village.desk, LAN, entry_id)
         assert (stopped.cut_at, stopped.heard_ms) == (at(9, 32), 120_000)
         assert await heard(village) == [("Dài", at(9, 30), at(9, 32))]
         assert await heard(village, day=2) == [("Dài", at(9, 30, day=2), at(9, 40, day=2))]
@@ -453,7 +453,7 @@ async def test_stopping_what_waits_takes_it_off() -> None:
         request = wanted(bulletin, once(at(9, 31)), max_wait=30 * MIN, accept_conflicts=True)
         placed = await scheduling.create_schedule(village.desk, LAN, request)
         await village.clock.advance(32 * 60)
-        stopped = await scheduling.stop(village.desk, LAN, placed.preview.stretches[0].entry_id)
+        stopped = await playing.stop(village.desk, LAN, placed.preview.stretches[0].entry_id)
         assert stopped.heard_ms == 0
         assert len(await heard(village)) == 1
 
@@ -463,7 +463,7 @@ async def test_stopping_a_relay_that_gave_way_keeps_its_first_part() -> None:
         feed = await village.feed("Đài")
         placed = await scheduling.create_schedule(village.desk, LAN, relay(feed, once(at(9, 30)), 30))
         await village.clock.advance(40 * 60)
-        await scheduling.stop(village.desk, LAN, placed.preview.stretches[0].entry_id)
+        await playing.stop(village.desk, LAN, placed.preview.stretches[0].entry_id)
         assert await heard(village) == [("Đài", at(9, 30), at(9, 40))]
 
 

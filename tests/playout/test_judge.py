@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from broadcast_server.control import scheduling
+from broadcast_server.control import playing, scheduling
 from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.places import Target, TargetKind
@@ -129,7 +129,7 @@ async def test_a_broadcast_that_was_stopped_is_judged_up_to_the_stop(tmp_path: P
     async with a_room(tmp_path) as room:
         entry = await planned(room)
         await room.until(START + timedelta(seconds=60))
-        await scheduling.stop(room.village.desk, LAN, entry)
+        await playing.stop(room.village.desk, LAN, entry)
         await room.turn()
         await room.node.report("started", entry, START, at=START)
         await room.node.report("finished", entry, START, heard_ms=60_200, reason="plan_changed")
