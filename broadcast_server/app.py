@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -208,6 +210,7 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
         ),
         lease_s=settings.playout.lease_s,
         speak_for=signer.ensure_units,
+        is_alone=_is_alone(settings, store, stack),
     )
     judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
 
@@ -259,6 +262,24 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
     tasks.keep("playout.judge", judge.run, FOREVER)
     tasks.keep("playout.feeds", lambda: feeds.run(engine, ingest), FOREVER)
     tasks.keep("playout.conductor", conductor.run, FOREVER)
+
+
+def _is_alone(settings: Settings, store: Store, stack: contextlib.AsyncExitStack) -> bool:
+    """Whether no other process can lead on this store: it is a file of our data directory, whose lock is ours.
+
+    The kernel lets a lock go with its process, so after a SIGKILL the next process need not wait for the lease's end.
+    """
+    path = store.url.database
+    if store.dialect != "sqlite" or path is None or Path(path).resolve().parent != settings.data_dir.resolve():
+        return False
+    lock = (settings.data_dir / "conductor.lock").open("ab")
+    stack.callback(lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        log.warning("leader.another_process", data_dir=str(settings.data_dir))
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

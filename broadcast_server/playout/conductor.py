@@ -88,12 +88,16 @@ class Conductor:
         facts: StationFacts,
         lease_s: float,
         speak_for: Callable[[Sequence[str]], None],
+        is_alone: bool = False,
     ) -> None:
-        """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys."""
+        """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys.
+
+        `is_alone`: no other process can be alive that leads on this store, so a lease in force is a dead one's.
+        """
         self._name, self._store, self._bus, self._signer = name, store, bus, signer
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
-        self._speak_for = speak_for
+        self._speak_for, self._is_alone = speak_for, is_alone
         self._ear = store.doorbell.ear()
         self._epoch = 0
         self._given = 0
@@ -197,7 +201,7 @@ class Conductor:
         now, ttl, was = self._clock.now(), timedelta(seconds=self._lease_s), self._epoch
 
         def take(session: Session) -> tuple[leases.Lease | None, int]:
-            held = leases.acquire(session, LEASE, self._name, now=now, ttl=ttl)
+            held = leases.acquire(session, LEASE, self._name, now=now, ttl=ttl, inherits=self._is_alone)
             given = sequences.last(session, COUNTER)
             if held is not None and (must_rise or held.epoch != was):
                 shown = reports.highest_seen(session)

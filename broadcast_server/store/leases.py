@@ -2,7 +2,8 @@
 
 A maintainer must not break: (1) the epoch rises with every change of holder, so a leader that slept through its lease
 signs with a number that nodes already refuse; (2) a lease is taken over only when its end has come by the clock the
-caller brings; a release ends it at once; (3) the row is never deleted: its epoch is the memory of all that led before.
+caller brings, or when the caller knows that its holder is dead; a release ends it at once; (3) the row is never
+deleted: its epoch is the memory of all that led before.
 
 TTL and renewal: 5 s, renewed every 1.5 s, so that one lost renewal costs nothing and a dead leader 5 s.
 """
@@ -39,10 +40,13 @@ class Lease:
         return now < self.expires_at
 
 
-def acquire(session: Session, name: str, holder: str, *, now: datetime, ttl: timedelta = TTL) -> Lease | None:
+def acquire(
+    session: Session, name: str, holder: str, *, now: datetime, ttl: timedelta = TTL, inherits: bool = False
+) -> Lease | None:
     """The lease, or None while another holds it. `holder`: unique per process start.
 
-    Who holds it already gets it prolonged with the same epoch.
+    Who holds it already gets it prolonged with the same epoch. `inherits`: the caller knows that whoever else held
+    it is dead, and takes it over before its end, with a higher epoch.
     """
     if not holder:
         raise Invalid("holder_missing", field="holder")
@@ -52,7 +56,7 @@ def acquire(session: Session, name: str, holder: str, *, now: datetime, ttl: tim
         session.add(row)
     elif row.holder == holder:
         row.expires_at = now + ttl
-    elif now < row.expires_at:
+    elif now < row.expires_at and not inherits:
         return None
     else:
         row.holder, row.epoch, row.expires_at = holder, row.epoch + 1, now + ttl

@@ -131,3 +131,14 @@ async def test_of_many_that_ask_at_once_one_leads(store_url: str):
 async def test_a_holder_has_a_name(store: Store):
     with pytest.raises(Invalid, match="holder_missing"):
         await acquire(store, "")
+
+
+async def test_who_knows_the_holder_dead_inherits_at_once_with_a_higher_epoch(store: Store, clock: FakeClock):
+    """A server killed by SIGKILL and started anew on the same disk must not be silent for a lease's length."""
+    await acquire(store, "killed")
+    heir = must(
+        await store.begin(lambda session: leases.acquire(session, LEADER, "anew", now=clock.now(), inherits=True))
+    )
+
+    assert (heir.holder, heir.epoch) == ("anew", 2)
+    assert await acquire(store, "killed") is None, "what is left of it, if anything, leads no more"
