@@ -45,6 +45,7 @@ from broadcast_server.mqtt.broker import (
 from broadcast_server.mqtt.paho_bus import PahoBus
 from broadcast_server.playout import wire
 from broadcast_server.playout.alarms import Alarms
+from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor, StationFacts
 from broadcast_server.playout.housekeeping import Housekeeping
 from broadcast_server.playout.inbox import Heard, Inbox
@@ -59,7 +60,15 @@ from broadcast_server.store import facts, places
 from broadcast_server.store.backup import back_up
 from broadcast_server.store.migrations import migrate
 from broadcast_server.store.session import Session, Store
-from broadcast_server.supervise import FOREVER, Supervisor, SystemChance, SystemClock, ThreadExecutor
+from broadcast_server.supervise import (
+    FOREVER,
+    SteadyClock,
+    Supervisor,
+    SystemChance,
+    SystemClock,
+    ThreadExecutor,
+    kernel_is_synchronised,
+)
 
 log = get_logger()
 
@@ -102,7 +111,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
     Raises `Unavailable` naming the part that could not start.
     """
     mine = frozenset(roles)
-    clock, chance = SystemClock(), SystemChance()
+    clock, chance = SteadyClock(SystemClock()), SystemChance()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         door = _bind(settings.http.host, settings.http.port)
@@ -120,7 +129,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         supervisor.keep("store.doorbell", store.doorbell.watch, FOREVER)
         desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
-            await _engine_room(server, stack, supervisor, desk)
+            await _engine_room(server, stack, supervisor, desk, clock)
         if Role.API in mine:
             await _front_door(server, stack, desk, door)
         log.info("server.ready", url=server.http_url, roles=sorted(mine), broker=server.broker_code)
@@ -173,10 +182,22 @@ class _Paths:
         return (unit,) if self.tree is None else self.tree.ancestors(unit, places.local_date(self._clock.now()))
 
 
-async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk) -> None:
-    settings, store, clock, chance = server.settings, desk.store, desk.clock, desk.chance
+async def _engine_room(
+    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk, clock: SteadyClock
+) -> None:
+    settings, store, chance = server.settings, desk.store, desk.chance
     paths = _Paths(clock)
-    signer = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
+    keys = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
+    watch = ClockWatch(
+        process=chance.new_id(),
+        host=os.uname().nodename,
+        store=store,
+        clock=clock,
+        kernel=kernel_is_synchronised,
+        is_database_elsewhere=store.url.host not in {None, "", "localhost", "127.0.0.1", "::1"},
+    )
+    await watch.look()  # nothing is said before the clock was held against what the store remembers
+    signer = GuardedSigner(keys, watch)
     link = await _broker(server, stack, supervisor, desk)
     bus = PahoBus(
         link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password
@@ -209,7 +230,8 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
             assets_url=f"{server.http_url}/api/v1/assets", status_interval_s=settings.playout.status_interval_s
         ),
         lease_s=settings.playout.lease_s,
-        speak_for=signer.ensure_units,
+        speak_for=keys.ensure_units,
+        is_clock_trusted=lambda: watch.is_trusted,
         is_alone=_is_alone(settings, store, stack),
     )
     judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
@@ -226,6 +248,7 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
         chance=chance,
         epoch=lambda: conductor.epoch,
         on_heard=heard,
+        watch=watch,
     )
     housekeeping = Housekeeping(
         store=store,
@@ -245,10 +268,14 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
         alarms.set_edge(desired.next_edge(clock.now()))
 
     conductor.on_planned = planned
-    server.parts = lambda: {"broker": bus.connected, "conductor": conductor.is_in_office}
+    server.parts = lambda: {
+        "broker": bus.connected,
+        "conductor": conductor.is_in_office,
+        "clock": watch.is_trusted,
+    }
     await bus.start()
     server.ingest_port = await ingest.start(settings.ingest.host, settings.ingest.port)
-    await _tell(server, desk, link, signer)
+    await _tell(server, desk, link, keys)
     await alarms.start()
     stack.callback(alarms.close)
     stack.push_async_callback(engine.close)
@@ -257,6 +284,7 @@ async def _engine_room(server: Server, stack: contextlib.AsyncExitStack, supervi
     stack.push_async_callback(tasks.close)
     if link.users is not None:
         tasks.keep("playout.broker_users", link.users.run, FOREVER)
+    tasks.keep("playout.clock_watch", watch.run, FOREVER)
     tasks.keep("playout.inbox", inbox.run, FOREVER)
     tasks.keep("playout.clock_answers", inbox.answer, FOREVER)
     tasks.keep("playout.judge", judge.run, FOREVER)

@@ -12,6 +12,7 @@ import asyncio
 import collections
 import contextlib
 import contextvars
+import ctypes
 import enum
 import functools
 import os
@@ -22,7 +23,7 @@ import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, TypeVarTuple, Unpack
@@ -57,6 +58,52 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds`; a negative or zero wait lets others run once."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+class SteadyClock:
+    """The machine's time as it was at the start, carried on by the monotonic clock.
+
+    A step of the machine's clock moves nothing that runs on this one until `follow` is called, so a relay, a lease and
+    the expiry of an emergency keep their length while somebody finds out which of the two is right.
+    """
+
+    def __init__(self, machine: Clock) -> None:
+        self._machine = machine
+        self._zero = machine.now() - timedelta(seconds=machine.monotonic())
+
+    def now(self) -> datetime:
+        """The instant, aware, UTC; never steps by itself."""
+        return self._zero + timedelta(seconds=self._machine.monotonic())
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary origin; never steps."""
+        return self._machine.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """As the machine's clock sleeps."""
+        await self._machine.sleep(seconds)
+
+    def step_s(self) -> float:
+        """How far the machine's clock has stepped away from this one: positive when the machine is ahead."""
+        return (self._machine.now() - self.now()).total_seconds()
+
+    def follow(self) -> None:
+        """Take the machine's time as it is now."""
+        self._zero = self._machine.now() - timedelta(seconds=self._machine.monotonic())
+
+
+def kernel_is_synchronised() -> bool | None:
+    """Whether the kernel says that something (NTP, PTP) disciplines its clock: a hint. None where it does not say."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        told = libc.adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    except (OSError, AttributeError):
+        return None
+    return None if told < 0 else told != _TIME_ERROR
+
+
+_TIMEX_BYTES = 512  # more than `struct timex` takes anywhere; zeros ask and change nothing
+_TIME_ERROR = 5
 
 
 class SystemChance:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from broadcast_server.api.deps import ActorDep, DeskDep
+from broadcast_server.control import timekeeping
 from broadcast_server.store import system as rows
 from broadcast_server.store.words import FeedState
 
@@ -43,6 +44,22 @@ class JobStatus(BaseModel):
     last_outcome: str | None
 
 
+class ServerClock(BaseModel):
+    """What one process of the server says of its clock. `doubts`: seconds by which each witness differs.
+
+    While it is not trusted, nobody is told the time and nothing but emergencies is signed; what nodes hold goes on.
+    """
+
+    process: str
+    host: str
+    is_trusted: bool
+    doubts: dict[str, float]
+    since: datetime
+    step_s: float
+    kernel_synchronised: bool | None
+    nodes_heard: int
+
+
 class SystemStatus(BaseModel):
     """The whole server at a glance."""
 
@@ -60,6 +77,7 @@ class SystemStatus(BaseModel):
     conflicts_open: int
     feeds: list[FeedHealth]
     jobs: list[JobStatus]
+    clocks: list[ServerClock]
 
 
 @router.get("", operation_id="get_system")
@@ -98,5 +116,18 @@ async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
         jobs=[
             JobStatus(name=job.name, next_at=job.next_at, last_at=job.last_at, last_outcome=job.last_outcome)
             for job in seen.jobs
+        ],
+        clocks=[
+            ServerClock(
+                process=one.process,
+                host=one.host,
+                is_trusted=one.is_trusted,
+                doubts=one.doubts,
+                since=one.since,
+                step_s=one.step_s,
+                kernel_synchronised=one.kernel_synchronised,
+                nodes_heard=one.nodes_heard,
+            )
+            for one in await desk.store.read(timekeeping.process_clocks)
         ],
     )

@@ -89,11 +89,14 @@ class Conductor:
         lease_s: float,
         speak_for: Callable[[Sequence[str]], None],
         is_alone: bool = False,
+        is_clock_trusted: Callable[[], bool] = lambda: True,
     ) -> None:
         """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys.
 
         `is_alone`: no other process can be alive that leads on this store, so a lease in force is a dead one's.
+        `is_clock_trusted`: while it is not, only alerts and relays are looked after.
         """
+        self._is_clock_trusted = is_clock_trusted
         self._name, self._store, self._bus, self._signer = name, store, bus, signer
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
@@ -111,6 +114,8 @@ class Conductor:
         self._key_units: frozenset[str] = frozenset()
         self._must_refill = True
         self._is_refilling = False
+        self._owes_all = False
+        """The broker lost what is retained while the clock was in doubt: it is owed all of it."""
         self._must_plan = True
         self._must_note = False
         self._renewed_on: datetime | None = None
@@ -169,11 +174,16 @@ class Conductor:
         self._is_refilling, self._must_refill = self._must_refill, False  # a reconnect meanwhile asks for another
         try:
             desired = await self._plan(now)
-            await self._publish_keys(desired, now)
-            await self._publish_plans(desired, now)
-            await self._publish_states(desired, now)
-            await self._publish_overdue(desired, now)
-            await self._send_orders(now)
+            if self._is_clock_trusted():
+                self._is_refilling, self._owes_all = self._is_refilling or self._owes_all, False
+                await self._publish_keys(desired, now)
+                await self._publish_plans(desired, now)
+                await self._publish_states(desired, now)
+                await self._publish_overdue(desired, now)
+                await self._send_orders(now)
+            else:
+                self._owes_all |= self._is_refilling
+                await self._publish_alerts(desired, now)
         except _Deposed:
             self._must_refill = True
             return
@@ -406,9 +416,7 @@ class Conductor:
     # -- keys, configs, alerts
 
     async def _publish_keys(self, desired: Desired, now: datetime) -> None:
-        fleet = desired.fleet
-        own = frozenset(seat.unit_id for seat in fleet.seats)
-        units = frozenset(place for unit in own for place in fleet.tree.ancestors(unit, fleet.on))
+        units = _units_of(desired.fleet)
         fresh = sorted(units if self._must_renew(desired) else units - self._key_units)
         if fresh:
             self._speak_for(fresh)
@@ -434,7 +442,12 @@ class Conductor:
             states += _alert_sets(sorted(self._key_units), *in_force)
         if must_renew or self._configured is not desired.fleet:
             states += await self._configs(desired.fleet)
-        changed = [state for state in states if must_renew or self._states.get(state.topic) != state.body]
+        await self._send_states(states, now, is_all=must_renew)
+        self._in_force = (in_force, self._key_units)
+        self._configured, self._renewed_on = desired.fleet, desired.window.start
+
+    async def _send_states(self, states: Sequence[wire.StateToSend], now: datetime, *, is_all: bool) -> None:
+        changed = [state for state in states if is_all or self._states.get(state.topic) != state.body]
         if changed:
             sequence = await self._number()
             for start in range(0, len(changed), SLICE):
@@ -443,8 +456,16 @@ class Conductor:
                     await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
                 )
                 self._states.update((state.topic, state.body) for state in part)
-        self._in_force = (in_force, self._key_units)
-        self._configured, self._renewed_on = desired.fleet, desired.window.start
+
+    async def _publish_alerts(self, desired: Desired, now: datetime) -> None:
+        """All that leaves while the clock is in doubt: nodes obey an alert set by its order, not by its clock."""
+        in_force = await self._store.read(
+            lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
+        )
+        units = _units_of(desired.fleet)
+        if self._is_refilling or (in_force, units) != self._in_force:
+            await self._send_states(_alert_sets(sorted(units), *in_force), now, is_all=self._is_refilling)
+            self._in_force = (in_force, units)
 
     async def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
         paths = {seat.unit_id: fleet.tree.ancestors(seat.unit_id, fleet.on) for seat in fleet.seats}
@@ -564,6 +585,12 @@ def _relays_of(desired: Desired) -> tuple[_Relay, ...]:
         for segment in target.plan.segments
         if segment.stream is not None
     )
+
+
+def _units_of(fleet: Fleet) -> frozenset[str]:
+    """Every unit that has a node at or below it."""
+    own = frozenset(seat.unit_id for seat in fleet.seats)
+    return frozenset(place for unit in own for place in fleet.tree.ancestors(unit, fleet.on))
 
 
 def _alert_sets(

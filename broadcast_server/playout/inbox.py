@@ -23,6 +23,7 @@ from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus, Message
 from broadcast_server.playout import wire
+from broadcast_server.playout.clock_watch import ClockWatch
 from broadcast_server.signer.port import Signer
 from broadcast_server.store import outbox, plans, reports
 from broadcast_server.store.reports import KnownNode
@@ -66,8 +67,12 @@ class Inbox:
         chance: Chance,
         epoch: Callable[[], int],
         on_heard: Callable[[Heard], None],
+        watch: ClockWatch | None = None,
     ) -> None:
-        """`epoch`: the leader's epoch, for what is signed. `on_heard` is called in the loop after each commit."""
+        """`epoch`: the leader's epoch, for what is signed. `on_heard` is called in the loop after each commit. `watch`:
+        told what nodes believe of the time; while it doubts the clock nobody is told the time.
+        """
+        self._watch = watch
         self._bus, self._store, self._signer = bus, store, signer
         self._clock, self._chance = clock, chance
         self._epoch, self._on_heard = epoch, on_heard
@@ -93,9 +98,17 @@ class Inbox:
         """Answer time questions as they come, for ever."""
         while True:
             node_id, question, arrived = await self._questions.get()
-            payload = await wire.time_answer(
-                self._signer, node_id, question, arrived=arrived, now=self._clock.now, epoch=self._epoch()
-            )
+            if self._watch is not None:
+                self._watch.heard_question(node_id, question.sent_ns, arrived)
+            try:
+                if self._watch is not None:
+                    self._watch.check()
+                payload = await wire.time_answer(
+                    self._signer, node_id, question, arrived=arrived, now=self._clock.now, epoch=self._epoch()
+                )
+            except Unavailable as away:
+                self.refused[away.code] += 1  # the node asks again
+                continue
             self._bus.publish_nowait(wire.ack_topic(node_id), payload)
             self.answered += 1
 
@@ -120,7 +133,10 @@ class Inbox:
             log.warning("inbox.waits", code=away.code, statuses=len(words), reports=len(believed))
             self._put_back(words, taken)
             return
-        await self._acknowledge(kept)
+        try:
+            await self._acknowledge(kept)
+        except Unavailable as away:  # they are kept; the nodes send them again and are answered then
+            log.warning("inbox.not_acknowledged", code=away.code, reports=len(kept))
         self._on_heard(
             Heard(
                 told=frozenset((report.body.entry_id, report.node_id) for report in kept),
@@ -183,6 +199,9 @@ class Inbox:
             self.refused["status_queue_full"] += 1  # it tells again
             return
         self._statuses[word.node_id] = word
+        if self._watch is not None and word.is_online:
+            believed = word.believed_time
+            self._watch.heard_status(word.node_id, *believed, message.arrived, retained=message.retained)
 
     def _take_report(self, message: Message) -> None:
         signed = wire.read_report_topic(message.topic, message.payload, self.refused)

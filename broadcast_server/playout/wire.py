@@ -33,6 +33,8 @@ TimeQuestion = messages.TimeQuestionBody
 ACK_LIFE_MS: Final = 60_000
 ACK_SEQUENCES: Final = 500
 """How many reports one acknowledgement names."""
+SIGNED_IN_DOUBT: Final = frozenset({Kind.HEAD, Kind.ALERTS})
+"""What is signed even while the server's clock is in doubt: what sounds goes on, and a warning waits for no clock."""
 STATE_LIFE_MS: Final = 30 * 24 * 3_600_000
 """How long config and alert sets hold without renewal."""
 _MICRO: Final = timedelta(microseconds=1)
@@ -307,6 +309,17 @@ class NodeWord:
     def highest(self) -> tuple[int, int]:
         """The highest epoch and sequence it obeyed."""
         return self.body.highest
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the node itself says it (not its will)."""
+        return self.body.link is messages.Link.ONLINE
+
+    @property
+    def believed_time(self) -> tuple[int, float, float]:
+        """What it took for the server's time (ms, 0: it does not know), how wrong that may be, what it adds (ms)."""
+        clock = self.body.clock
+        return self.body.sent_ms, clock.uncertainty_ms, clock.offset_ms
 
     def row(self) -> dict[str, Any]:
         """As `store.reports.save_statuses` wants it."""

@@ -21,6 +21,8 @@ PUBLIC_URL: Final = "public_url"
 """`{url}`: the HTTP origin as nodes and people reach it, without a slash at the end."""
 INGEST: Final = "ingest"
 """`{host, port}`: where stations push."""
+CLOCK_TRUST: Final = "clock_trust"
+"""`{word, by, reason, audit}`: the operator's last word that the machine's clock is right; `word` differs each time."""
 
 
 def put(session: Session, name: str, value: dict[str, Any], *, now: datetime) -> None:

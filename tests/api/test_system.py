@@ -6,7 +6,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter
 
 from broadcast_server.api.router import create_api
-from broadcast_server.store import facts, leases
+from broadcast_server.store import clocks, facts, leases
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import FeedRow, FeedStatusRow, JobRow, UnitKindRow, UnitRow
 from broadcast_server.store.words import FeedKind, FeedState, Tier
@@ -14,6 +14,27 @@ from tests.support.api import a_client, a_token
 from tests.support.clock import FakeClock
 from tests.support.database import a_store
 from tests.support.desk import a_bare_desk, a_desk_of
+
+
+async def test_a_clock_in_doubt_is_seen_with_what_speaks_against_it():
+    async with a_bare_desk() as desk, a_client(desk, token=await a_token(desk)) as client:
+        now = desk.clock.now()
+        said = {
+            "at_ms": 0,
+            "floor_ms": None,
+            "host": "may-1",
+            "is_trusted": False,
+            "doubts": {"clock_stepped": 3600.0},
+            "since_ms": 1_780_000_000_000,
+            "step_s": 3600.0,
+            "kernel_synchronised": None,
+            "nodes_heard": 12,
+        }
+        await desk.store.begin(lambda session: clocks.put_beacon(session, "p1", said, now=now))
+        told = (await client.get("/api/v1/system")).json()
+
+    (clock,) = told["clocks"]
+    assert (clock["host"], clock["is_trusted"], clock["doubts"]) == ("may-1", False, {"clock_stepped": 3600.0})
 
 
 async def test_the_server_at_a_glance():

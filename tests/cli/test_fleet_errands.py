@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from broadcast_server.cli import feeds, people, places
+from broadcast_server.cli import clock, feeds, people, places
 
 Errand = Callable[..., Any]
 
@@ -18,7 +18,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     """Runs a command on a data folder of its own."""
     monkeypatch.setenv("LOA_DATA_DIR", str(tmp_path))
     runner = CliRunner()
-    apps = {"place": places.app, "user": people.users, "token": people.tokens, "feed": feeds.app}
+    apps = {"place": places.app, "user": people.users, "token": people.tokens, "feed": feeds.app, "clock": clock.app}
 
     def run(noun: str, *arguments: str) -> Result:
         return runner.invoke(apps[noun], arguments)
@@ -61,3 +61,9 @@ def test_a_refused_errand_says_so_in_vietnamese_and_fails(machine: Callable[...,
 def test_a_feed_is_either_pushed_or_pulled(machine: Callable[..., Result]):
     assert machine("feed", "add", "X", "--unit", "x1").exit_code == 2
     assert machine("feed", "add", "X", "--unit", "x1", "--push", "--url", "http://127.0.0.1/a.mp3").exit_code == 2
+
+
+def test_the_operator_says_that_the_machines_clock_is_right(machine: Callable[..., Result]):
+    assert told(machine("clock", "status", "--json")) == []
+    assert machine("clock", "trust", "--reason", "ừ").exit_code == 1
+    assert told(machine("clock", "trust", "--reason", "đối chiếu GPS", "--json"))["audit"] == 1

@@ -20,6 +20,7 @@ from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.places import Target
 from broadcast_server.domain.recurrence import Rule
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub, Message
+from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor, StationFacts
 from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
@@ -239,7 +240,9 @@ class Room:
     def node(self) -> Speaker:
         return self.nodes[NODE]
 
-    async def serve(self, name: str = "a", *, store: Store | None = None, **changes: Any) -> Server:
+    async def serve(
+        self, name: str = "a", *, store: Store | None = None, watch: ClockWatch | None = None, **changes: Any
+    ) -> Server:
         chance = FakeChance(sum(name.encode()))
         clock, store = self.clock, store or self.store
         bus = LoopbackBus(self.hub, clock=clock, user="server")
@@ -249,7 +252,7 @@ class Room:
             name=name,
             store=store,
             bus=bus,
-            signer=signer,
+            signer=signer if watch is None else GuardedSigner(signer, watch),
             engine=relays,
             planner=Planner(plan_days=8, **changes),
             clock=clock,
@@ -257,6 +260,7 @@ class Room:
             facts=StationFacts(assets_url="http://127.0.0.1:8080/api/v1/assets", status_interval_s=30),
             lease_s=LEASE_S,
             speak_for=signer.ensure_units,
+            is_clock_trusted=lambda: watch is None or watch.is_trusted,
         )
         judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=20))
 
@@ -272,11 +276,12 @@ class Room:
         inbox = Inbox(
             bus=bus,
             store=store,
-            signer=signer,
+            signer=signer if watch is None else GuardedSigner(signer, watch),
             clock=clock,
             chance=chance,
             epoch=lambda: conductor.epoch,
             on_heard=heard,
+            watch=watch,
         )
         await bus.start()
         server = Server(name, bus, signer, conductor, inbox, judge, relays, plannings)
