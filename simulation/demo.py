@@ -1,9 +1,10 @@
 """`./scripts/demo`: a village day in a minute and a half, proven by what the nodes' recordings hold.
 
 A server with its own broker, two stations (one serves a real HTTP MP3 stream, one is pushed by a real source client),
-and a commune of nodes with wrong, drifting clocks. The day is `schedules/demo-day.yaml`; nothing of it is coded here
-but the one "phát ngay". With `--seconds` it ends by itself, 0 only if every planned node was heard for every
-broadcast.
+and a commune of nodes with wrong, drifting clocks. The day is `schedules/demo-day.yaml`; not in it are the one "phát
+ngay", and the last act (`simulation.outage`): server and broker are killed, the nodes go on, an emergency cuts in after
+they return. With `--seconds` it ends by itself, 0 only if every planned node was heard for every broadcast and the play
+log is complete and verifies.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.supervise import Child, SystemClock
+from simulation import outage
 from simulation.listening import Recording, StartOf, decode, listen, read_recordings, sound_of, tones
 from simulation.samples import sample
 from simulation.source_clients import Mount, SourceClient, find_client, pushing
@@ -89,11 +92,16 @@ async def run(seconds: float | None, report: Path | None, folder: Path) -> int:
             await _play_now(village)
             _greet(village, day, client)
             ends = None if seconds is None else day - HEAD_START + timedelta(seconds=seconds)
-            await _watch(village, ends)
+            act = asyncio.create_task(outage.server_and_broker_die(village, day, _say), name="demo.outage")
+            await _watch(village, ends, act)
+            broken = await act
             broadcasts = await _broadcasts(village, until=day + _UNTIL)
             expectations = [await _expected(village, each, folder) for each in broadcasts]
             await fleet.terminate()
+            verified = await village.command("audit", "verify")
     told = _judge(broadcasts, expectations, read_recordings(records))
+    told |= {"outage": broken.as_json(), "log_verifies": bool(verified["ok"])}
+    told["ok"] = told["ok"] and told["log_verifies"]
     _show(told, broadcasts, records, report)
     return 0 if told["ok"] or seconds is None else 1
 
@@ -141,15 +149,22 @@ def _greet(village: Village, day: datetime, client: str) -> None:
     out.print(f"Bắt đầu / T+00:00:00 {day.astimezone(LOCAL):%H:%M:%S}")
 
 
-async def _watch(village: Village, ends: datetime | None) -> None:
-    """Say what is sounding whenever it changes, until `ends` or until somebody presses Ctrl-C."""
+def _say(text: str) -> None:
+    out.print(f"{datetime.now(LOCAL):%H:%M:%S}  {text}", style="bold")
+
+
+async def _watch(village: Village, ends: datetime | None, act: asyncio.Task[Any]) -> None:
+    """Say what is sounding whenever it changes, until `ends` and the last act is over, or somebody presses Ctrl-C."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     sounding: Counter[str] = Counter()
-    while not stop.is_set() and (ends is None or datetime.now(UTC) < ends):
-        nodes = (await village.ask("GET", "/nodes?limit=200"))["items"]
+    while not stop.is_set() and (ends is None or datetime.now(UTC) < ends or not act.done()):
+        try:
+            nodes = (await village.ask("GET", "/nodes?limit=200"))["items"]
+        except (httpx.HTTPError, VillageError):  # it is dead, as the act wants it
+            nodes = []
         now = Counter(
             str(node["status"]["sounding"]) for node in nodes if node["status"] and node["status"]["sounding"]
         )
