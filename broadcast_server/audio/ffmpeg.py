@@ -62,17 +62,19 @@ class StreamFormat(enum.StrEnum):
     MPEGTS = "mpegts"
     FLAC = "flac"
     WEBM = "webm"
+    MP4 = "mp4"
 
 
 # Bytes ffmpeg may look at before the first sound: 4 096 gives the first MP3 sound 0.1 s after a 64 kB burst, instead
-# of 4 s; Ogg's and WebM's headers and MPEG-TS's tables need more.
+# of 4 s; Ogg's headers and MPEG-TS's tables need more. A browser's WebM and MP4 begin with a short header.
 _PROBE_BYTES: Final = {
     StreamFormat.MP3: 4_096,
     StreamFormat.AAC: 4_096,
     StreamFormat.OGG: 32_768,
     StreamFormat.MPEGTS: 65_536,
     StreamFormat.FLAC: 32_768,
-    StreamFormat.WEBM: 32_768,
+    StreamFormat.WEBM: 4_096,
+    StreamFormat.MP4: 4_096,
 }
 
 

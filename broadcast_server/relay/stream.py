@@ -116,8 +116,11 @@ class RelayStream:
         executor: Executor,
         scope: tuple[str, ...] = (),
         pace: Pace = USUAL_PACE,
+        delay_ms: int | None = None,
     ) -> None:
+        """`delay_ms`: the head's playout delay; None: what a relay with batches of that length has."""
         self.stream_id, self.epoch, self.packets_per_batch = stream_id, epoch, packets_per_batch
+        self.delay_ms = playout_delay_ms(packets_per_batch) if delay_ms is None else delay_ms
         self.counters = StreamCounters()
         self._source = source
         self._bus, self._signer, self._clock, self._chance = bus, signer, clock, chance
@@ -228,7 +231,7 @@ class _Run:
             public_key=self._key.public_key().public_bytes_raw().hex(),
             packets_per_batch=stream.packets_per_batch,
             t0_utc_ms=to_ms(self._clock.now()) - samples * 1000 // SAMPLE_RATE_HZ,
-            playout_delay_ms=playout_delay_ms(stream.packets_per_batch),
+            playout_delay_ms=stream.delay_ms,
             scope=self._scope,
         )
         self._last_block_s = now_s
