@@ -47,6 +47,7 @@ from broadcast_server.playout import wire
 from broadcast_server.playout.alarms import Alarms
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.deliveries import Deliveries
 from broadcast_server.playout.housekeeping import Housekeeping
 from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
@@ -236,9 +237,12 @@ async def _engine_room(
     )
     judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
 
+    deliveries = Deliveries(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
+
     def heard(what: Heard) -> None:
         conductor.heard(what)
         judge.heard(what)
+        deliveries.heard(what)
 
     inbox = Inbox(
         bus=bus,
@@ -288,6 +292,8 @@ async def _engine_room(
     tasks.keep("playout.inbox", inbox.run, FOREVER)
     tasks.keep("playout.clock_answers", inbox.answer, FOREVER)
     tasks.keep("playout.judge", judge.run, FOREVER)
+    tasks.keep("playout.deliveries", deliveries.run, FOREVER)
+    tasks.keep("playout.urgent", conductor.run_urgent, FOREVER)
     tasks.keep("playout.feeds", lambda: feeds.run(engine, ingest), FOREVER)
     tasks.keep("playout.conductor", conductor.run, FOREVER)
 

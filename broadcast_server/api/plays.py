@@ -30,7 +30,7 @@ class PlayShown(Shown):
 
     id: str
     broadcast_id: str
-    schedule_id: str
+    schedule_id: str | None
     kind: ScheduleKind
     klass: BulletinClass
     title: str
@@ -61,7 +61,7 @@ class BroadcastShown(Shown):
     """One broadcast and what is known of it. `coverage`: heard over planned time; `open`: lines not judged yet."""
 
     id: str
-    schedule_id: str
+    schedule_id: str | None
     unit_id: str
     kind: ScheduleKind
     klass: BulletinClass

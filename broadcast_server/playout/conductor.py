@@ -7,7 +7,7 @@ after every connect to the broker everything retained is published again, becaus
 node has obeyed something newer than what we sign (a restored backup, an older leader), we rise above it and send all
 again; (5) all that is signed here takes its number from one counter, so one comparison with what a node shows tells
 who is ahead; (6) a slice is sent only by who holds the lease at that moment; (7) one bad row costs its own schedule,
-node or order, never the tick.
+node or order, never the tick; (8) emergencies and stop-alls go first and wait for nothing (`urgent`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
 from broadcast_server.playout.inbox import Heard
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
+from broadcast_server.playout.urgent import UrgentLane
 from broadcast_server.relay.engine import FeedKind, StreamSpec
 from broadcast_server.signer.port import Signer
 from broadcast_server.store import leases, outbox, plans, reports, sequences
@@ -36,6 +37,7 @@ log = get_logger()
 LOOK_S: Final = 0.5
 REPLAN_S: Final = 30.0
 """Plans are looked at again this often even if no bell rang."""
+URGENT_LOOK_S: Final = 5.0
 OVERDUE_AFTER: Final = timedelta(seconds=20)
 OVERDUE_LOOK_S: Final = 5.0
 SLICE: Final = 500
@@ -101,7 +103,11 @@ class Conductor:
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
         self._speak_for, self._is_alone = speak_for, is_alone
-        self._ear = store.doorbell.ear()
+        self._ear, self._urgent_ear = store.doorbell.ear(), store.doorbell.ear()
+        self._urgent = UrgentLane(
+            store=store, signer=signer, clock=clock, office=self, speak_for=speak_for, may_say_keys=is_clock_trusted
+        )
+        self._holding = asyncio.Lock()
         self._epoch = 0
         self._given = 0
         self._seen = (0, 0)
@@ -119,7 +125,6 @@ class Conductor:
         self._must_plan = True
         self._must_note = False
         self._renewed_on: datetime | None = None
-        self._in_force: object = None
         self._relays: tuple[_Relay, ...] = ()
         self._resent: dict[str, tuple[int, float]] = {}
         self._planned_s = 0.0
@@ -166,6 +171,19 @@ class Conductor:
                 self._must_plan = True
             await self.tick()
 
+    async def run_urgent(self) -> None:
+        """Publish emergencies and stop-alls at every ring, for ever, whatever a tick is busy with."""
+        while True:
+            await self._urgent_ear.wait(URGENT_LOOK_S)
+            if not self._epoch or not self._bus.connected:
+                continue  # the tick that brings us into office, or the broker back, begins with them
+            try:
+                await self._urgent.look()
+            except _Deposed:
+                continue
+            except Unavailable as away:
+                log.warning("urgent.waits", code=away.code)
+
     async def tick(self) -> None:
         """Compare once what should be with what is, and mend the difference. Only the holder of the lease acts."""
         if not await self._hold_lease() or not self._bus.connected:
@@ -173,6 +191,7 @@ class Conductor:
         now = self._clock.now()
         self._is_refilling, self._must_refill = self._must_refill, False  # a reconnect meanwhile asks for another
         try:
+            await self._urgent.look()
             desired = await self._plan(now)
             if self._is_clock_trusted():
                 self._is_refilling, self._owes_all = self._is_refilling or self._owes_all, False
@@ -182,8 +201,10 @@ class Conductor:
                 await self._publish_overdue(desired, now)
                 await self._send_orders(now)
             else:
+                # All that leaves while the clock is in doubt: nodes obey a set by its order, not by its clock.
                 self._owes_all |= self._is_refilling
-                await self._publish_alerts(desired, now)
+                await self._urgent.look(_units_of(desired.fleet))
+            await self._urgent.repair()
         except _Deposed:
             self._must_refill = True
             return
@@ -204,6 +225,10 @@ class Conductor:
     # -- leadership
 
     async def _hold_lease(self) -> bool:
+        async with self._holding:
+            return await self._hold_or_lose()
+
+    async def _hold_or_lose(self) -> bool:
         now_s = self._clock.monotonic()
         must_rise = self._is_outranked() and now_s - self._risen_s >= RISE_EVERY_S
         if self._epoch and not must_rise and now_s - self._renewed_s < self._lease_s / 3:
@@ -237,6 +262,7 @@ class Conductor:
             log.info("leader.elected", epoch=self._lease.epoch, name=self._name)
             self._epoch = self._lease.epoch
             self._must_refill = self._must_plan = True
+            self._urgent.forget()
             self._published = await self._store.read(plans.published)
         return True
 
@@ -250,15 +276,22 @@ class Conductor:
         await self._hold_on()
         await self._bus.publish_many(items, retain=retain)
 
-    async def _number(self) -> int:
+    async def publish(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """For the urgent lane: retained, while the lease is held. Raises `Unavailable`."""
+        await self._publish(items)
+
+    async def number(self) -> int:
         """A fresh number, stored before anything is signed with it."""
         await self._hold_on()
-        self._given = await self._store.begin(lambda session: sequences.take(session, COUNTER), ring=False)
-        return self._given
+        number = await self._store.begin(lambda session: sequences.take(session, COUNTER), ring=False)
+        self._given = max(self._given, number)
+        return number
 
     def _broker_is_back(self) -> None:
         self._must_refill = True
+        self._urgent.forget()
         self._ear.hear()
+        self._urgent_ear.hear()
 
     # -- plans
 
@@ -413,14 +446,14 @@ class Conductor:
         plan = self._published.get(node_id)
         return plan is not None and now - plan.published_at >= OVERDUE_AFTER
 
-    # -- keys, configs, alerts
+    # -- keys, configs
 
     async def _publish_keys(self, desired: Desired, now: datetime) -> None:
         units = _units_of(desired.fleet)
         fresh = sorted(units if self._must_renew(desired) else units - self._key_units)
         if fresh:
             self._speak_for(fresh)
-            sequence = await self._number()
+            sequence = await self.number()
             for start in range(0, len(fresh), SLICE):
                 part = fresh[start : start + SLICE]
                 await self._publish(
@@ -434,38 +467,25 @@ class Conductor:
 
     async def _publish_states(self, desired: Desired, now: datetime) -> None:
         must_renew = self._must_renew(desired)
-        in_force = await self._store.read(
-            lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
-        )
+        if self._renewed_on != desired.window.start and not self._is_refilling:
+            self._urgent.forget()  # a day is over, and their expiry nearer
+        await self._urgent.look(self._key_units)
         states: list[wire.StateToSend] = []
-        if must_renew or (in_force, self._key_units) != self._in_force:
-            states += _alert_sets(sorted(self._key_units), *in_force)
         if must_renew or self._configured is not desired.fleet:
             states += await self._configs(desired.fleet)
         await self._send_states(states, now, is_all=must_renew)
-        self._in_force = (in_force, self._key_units)
         self._configured, self._renewed_on = desired.fleet, desired.window.start
 
     async def _send_states(self, states: Sequence[wire.StateToSend], now: datetime, *, is_all: bool) -> None:
         changed = [state for state in states if is_all or self._states.get(state.topic) != state.body]
         if changed:
-            sequence = await self._number()
+            sequence = await self.number()
             for start in range(0, len(changed), SLICE):
                 part = changed[start : start + SLICE]
                 await self._publish(
                     await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
                 )
                 self._states.update((state.topic, state.body) for state in part)
-
-    async def _publish_alerts(self, desired: Desired, now: datetime) -> None:
-        """All that leaves while the clock is in doubt: nodes obey an alert set by its order, not by its clock."""
-        in_force = await self._store.read(
-            lambda session: (plans.alerts_in_force(session, now=now), plans.latches(session))
-        )
-        units = _units_of(desired.fleet)
-        if self._is_refilling or (in_force, units) != self._in_force:
-            await self._send_states(_alert_sets(sorted(units), *in_force), now, is_all=self._is_refilling)
-            self._in_force = (in_force, units)
 
     async def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
         paths = {seat.unit_id: fleet.tree.ancestors(seat.unit_id, fleet.on) for seat in fleet.seats}
@@ -591,26 +611,6 @@ def _units_of(fleet: Fleet) -> frozenset[str]:
     """Every unit that has a node at or below it."""
     own = frozenset(seat.unit_id for seat in fleet.seats)
     return frozenset(place for unit in own for place in fleet.tree.ancestors(unit, fleet.on))
-
-
-def _alert_sets(
-    units: Sequence[str],
-    alerts: Mapping[str, Sequence[dict[str, Any]]],
-    latches: Mapping[str, tuple[str, datetime]],
-) -> list[wire.StateToSend]:
-    """All that is in force for each unit; one alert that is none takes nothing from the others."""
-    made = []
-    for unit in units:
-        good = []
-        for alert in alerts.get(unit, ()):
-            try:
-                wire.alert_set(unit, (alert,), None)
-            except Invalid as error:
-                log.error("alert.unreadable", unit_id=unit, facts=error.facts)  # noqa: TRY400
-            else:
-                good.append(alert)
-        made.append(wire.alert_set(unit, good, latches.get(unit)))
-    return made
 
 
 def _broadcast_rows(desired: Desired, targets: Sequence[TargetPlan], now: datetime) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -52,6 +52,8 @@ class Heard:
     """Nodes that told their status."""
     highest: tuple[int, int]
     """The highest epoch and sequence any of these statuses named; `(0, 0)` if none did."""
+    obeys: Mapping[str, wire.Obeys] = field(default_factory=dict)
+    """What nodes say of emergencies and stop-alls."""
 
 
 class Inbox:
@@ -142,6 +144,7 @@ class Inbox:
                 told=frozenset((report.body.entry_id, report.node_id) for report in kept),
                 nodes=frozenset(word.node_id for word in kept_words),
                 highest=max((word.highest for word in kept_words), default=(0, 0)),
+                obeys={word.node_id: obeys for word in kept_words if (obeys := word.obeys) is not None},
             )
         )
 

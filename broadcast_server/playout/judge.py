@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain.clock import Chance, Clock, Window, from_ms
+from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.domain.plan import PlanSegment
 from broadcast_server.domain.proof import Report, ReportKind, judge
@@ -109,7 +110,8 @@ class Judge:
             )
         )
         for line in lines:
-            self._open.setdefault((line.broadcast_id, line.starts_at), {})[line.node_id] = line
+            if not line.broadcast_id.startswith(ALERT):  # theirs is another account (`playout.deliveries`)
+                self._open.setdefault((line.broadcast_id, line.starts_at), {})[line.node_id] = line
         self._begun |= begun
         self._told |= told
         self._has_recalled = True
@@ -200,7 +202,7 @@ class Judge:
     async def _of_broadcasts(self, told: Collection[tuple[str, str]]) -> dict[str, set[str]]:
         """Who spoke of which broadcast; what is about anything else (orders, inventions) proves no play."""
         found: dict[str, set[str]] = {}
-        for part in _parts(sorted({entry for entry, _ in told})):
+        for part in _parts(sorted({entry for entry, _ in told if not entry.startswith(ALERT)})):
             known = await self._store.read(lambda session, part=part: reports.broadcast_windows(session, part))  # type: ignore[misc]
             found |= {entry: set() for entry in known}
         for entry, node in told:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from broadcast_server.domain.clock import from_ms, to_ms
+from broadcast_server.domain.delivery import ALERT, Progress
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.plan import Plan
 from broadcast_server.signer.port import Signer, SignRequest
@@ -202,6 +203,11 @@ def node_config(
     return StateToSend(Kind.CONFIG, node_id, unit_id, body.encode())
 
 
+def alert_topic(unit_id: str) -> str:
+    """Where a unit's set is retained."""
+    return str(topics.UnitAlert(unit_id))
+
+
 def alert_set(unit_id: str, alerts: Iterable[Mapping[str, Any]], latch: tuple[str, datetime] | None) -> StateToSend:
     """All that is in force for a unit; an empty set is a body too. Raises `Invalid` on an alert that is none."""
     try:
@@ -294,6 +300,19 @@ async def order_message(
 
 
 @dataclass(frozen=True, slots=True)
+class Obeys:
+    """What a node says it holds: how far it is with each alert, and whether a stop-all silences it."""
+
+    progress: Mapping[str, Progress]
+    stop_all: bool
+
+
+def _believable(at_ms: int) -> datetime | None:
+    """A status is not signed and may say any number."""
+    return from_ms(at_ms) if 0 <= at_ms < _LAST_MS else None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeWord:
     """A node's status, read."""
 
@@ -320,6 +339,22 @@ class NodeWord:
         """What it took for the server's time (ms, 0: it does not know), how wrong that may be, what it adds (ms)."""
         clock = self.body.clock
         return self.body.sent_ms, clock.uncertainty_ms, clock.offset_ms
+
+    @property
+    def obeys(self) -> Obeys | None:
+        """The emergencies and stop-all it holds; None from a node that does not tell, or only its will."""
+        if self.body.alerts is None or self.body.link is not messages.Link.ONLINE:
+            return None
+        progress = {
+            f"{ALERT}{one.alert_id}": Progress(
+                one.rounds,
+                None if one.first_ms is None else _believable(one.first_ms),
+                one.is_sounding,
+                None if one.why is None else one.why[:120],
+            )
+            for one in self.body.alerts
+        }
+        return Obeys(progress, bool(self.body.stop_all))
 
     def row(self) -> dict[str, Any]:
         """As `store.reports.save_statuses` wants it."""

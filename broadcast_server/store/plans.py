@@ -11,7 +11,6 @@ from sqlalchemy import bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.tables import (
-    AlertRow,
     BroadcastRow,
     ClusterRow,
     ConflictRow,
@@ -23,7 +22,6 @@ from broadcast_server.store.tables import (
     NodeStatusRow,
     PlanBodyRow,
     PolicyRow,
-    StopAllRow,
     UnitLinkRow,
     UnitRow,
 )
@@ -170,27 +168,6 @@ def drop_unused_bodies(session: Session) -> None:
 def record_broadcasts(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     """Occurrences as planned; times and title follow a change, the identity stays."""
     upsert(session, BroadcastRow, rows, update=("title", "starts_at", "ends_at", "asset_sha256", "approval"))
-
-
-def alerts_in_force(session: Session, *, now: datetime) -> dict[str, list[dict[str, Any]]]:
-    """Bodies of the alerts in force, by the unit they were launched for."""
-    rows = session.scalars(
-        select(AlertRow)
-        .where(AlertRow.cancelled_at.is_(None), AlertRow.expires_at > now)
-        .order_by(AlertRow.issued_at, AlertRow.id)
-    )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row.unit_id, []).append(row.body)
-    return found
-
-
-def latches(session: Session) -> dict[str, tuple[str, datetime]]:
-    """Stop-all latches in force: `(id, since)` of the oldest one by unit."""
-    rows = session.scalars(
-        select(StopAllRow).where(StopAllRow.released_at.is_(None)).order_by(StopAllRow.since.desc(), StopAllRow.id)
-    )
-    return {row.unit_id: (row.id, row.since) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

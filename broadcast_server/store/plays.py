@@ -25,11 +25,11 @@ from speaker_protocol.rules import BulletinClass
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """A line of the play log (nhật ký phát)."""
+    """A line of the play log (nhật ký phát). An emergency belongs to no schedule."""
 
     id: str
     broadcast_id: str
-    schedule_id: str
+    schedule_id: str | None
     kind: ScheduleKind
     klass: BulletinClass
     title: str
@@ -56,7 +56,7 @@ class Proof:
     """What is known of one broadcast. `coverage`: heard time over planned time, 0 to 1, over all its nodes."""
 
     broadcast_id: str
-    schedule_id: str
+    schedule_id: str | None
     unit_id: str
     kind: ScheduleKind
     klass: BulletinClass

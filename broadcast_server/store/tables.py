@@ -13,11 +13,15 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from broadcast_server.domain.delivery import DeliveryState
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.types import UtcDateTime, Word
 from broadcast_server.store.words import (
     ConflictKind,
     ContentKind,
+    EmergencyMode,
+    EmergencyNature,
+    EmergencyState,
     ExceptionKind,
     FeedKind,
     FeedState,
@@ -501,12 +505,13 @@ class OutboxRow(Base):
 
 
 class BroadcastRow(Base):
-    """One occurrence as it was planned for a target set: what plays are judged against."""
+    """One occurrence as it was planned for a target set, or an emergency: what plays are judged against."""
 
     __tablename__ = "broadcasts"
     id: Mapped[str] = mapped_column(String(120), primary_key=True)
-    """The entry id: `{schedule_id}@{rule instant in ms}`."""
-    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), index=True)
+    """The entry id: `{schedule_id}@{rule instant in ms}`, or `alert:{emergency_id}`, whose window is one round."""
+    schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id"), index=True)
+    """None: an emergency."""
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     kind: Mapped[ScheduleKind] = mapped_column(Word(ScheduleKind))
     klass: Mapped[BulletinClass] = mapped_column(Word(BulletinClass))
@@ -555,16 +560,57 @@ class ReportRow(Base):
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class EmergencyRow(Base):
+    """A *khẩn cấp*, from its proposal on; what a unit's nodes are told of it stands in `alerts`, one row per unit."""
+
+    __tablename__ = "emergencies"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    """Who launches it; its place gives the level."""
+    units: Mapped[list[str]] = mapped_column(JSON)
+    """Where it sounds: units of which none lies in another."""
+    state: Mapped[EmergencyState] = mapped_column(Word(EmergencyState), index=True)
+    mode: Mapped[EmergencyMode] = mapped_column(Word(EmergencyMode))
+    nature: Mapped[EmergencyNature] = mapped_column(Word(EmergencyNature))
+    replaces_id: Mapped[str | None] = mapped_column(ForeignKey("emergencies.id"), index=True)
+    level: Mapped[int]
+    hazard: Mapped[str | None] = mapped_column(String(40))
+    phrases: Mapped[list[str]] = mapped_column(JSON)
+    text: Mapped[str | None] = mapped_column(Text)
+    voice: Mapped[str | None] = mapped_column(String(40))
+    bulletin_version_id: Mapped[str | None] = mapped_column(ForeignKey("bulletin_versions.id"))
+    asset_sha256: Mapped[str | None] = mapped_column(ForeignKey("assets.sha256"))
+    speech_error: Mapped[str | None]
+    """Code of why the text could not be spoken; the nodes' own clips stand in."""
+    tone_ms: Mapped[int | None]
+    times: Mapped[int | None]
+    gap_ms: Mapped[int | None]
+    every_min: Mapped[int | None]
+    expires_min: Mapped[int]
+    content_hash: Mapped[str] = mapped_column(String(64))
+    """Over what sounds, where, how long, and whether it is a drill: what a second person approves."""
+    reason: Mapped[str] = mapped_column(String(300))
+    proposed_by: Mapped[str]
+    proposed_at: Mapped[datetime] = mapped_column(index=True)
+    approved_by: Mapped[str | None]
+    launched_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    ended_at: Mapped[datetime | None]
+    ended_by: Mapped[str | None]
+    end_reason: Mapped[str | None] = mapped_column(String(300))
+
+
 class AlertRow(Base):
-    """An emergency in force for a unit (its verbs come with their issue; the set is published from the first day)."""
+    """What is in force for a unit: the body of the wire's alert, until it is cancelled or expires."""
 
     __tablename__ = "alerts"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    emergency_id: Mapped[str | None] = mapped_column(ForeignKey("emergencies.id"), index=True)
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     level: Mapped[int]
     body: Mapped[Json]
     issued_at: Mapped[datetime]
-    expires_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
     cancelled_at: Mapped[datetime | None]
 
 
@@ -576,8 +622,42 @@ class StopAllRow(Base):
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     since: Mapped[datetime]
     set_by: Mapped[str]
-    released_at: Mapped[datetime | None]
+    reason: Mapped[str | None] = mapped_column(String(300))
+    released_at: Mapped[datetime | None] = mapped_column(index=True)
     released_by: Mapped[str | None]
+    release_reason: Mapped[str | None] = mapped_column(String(300))
+
+
+class DeliveryRow(Base):
+    """How one node came by one emergency or stop-all, from the intent to what it did."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("ix_deliveries_open", "closed_at", "due_at"),
+        Index("ix_deliveries_node", "node_id", "closed_at"),
+    )
+    subject: Mapped[str] = mapped_column(String(80), primary_key=True)
+    """`alert:{emergency_id}` or `latch:{stop_all_id}`."""
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    cluster_id: Mapped[str] = mapped_column(ForeignKey("clusters.id"))
+    state: Mapped[DeliveryState] = mapped_column(Word(DeliveryState))
+    reason: Mapped[str | None]
+    rounds: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime]
+    """When it is sent again unless the node has answered."""
+    expires_at: Mapped[datetime | None]
+    over_at: Mapped[datetime | None]
+    """When it was cancelled, replaced or released."""
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+    received_at: Mapped[datetime | None]
+    sounding_at: Mapped[datetime | None]
+    heard_at: Mapped[datetime | None]
+    cleared_at: Mapped[datetime | None]
+    """When the node showed, after its end, that it holds it no more."""
+    closed_at: Mapped[datetime | None]
 
 
 class SequenceRow(Base):

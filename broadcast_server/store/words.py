@@ -105,6 +105,33 @@ class OutboxState(StrEnum):
     EXPIRED = "expired"
 
 
+class EmergencyMode(StrEnum):
+    """Whether the danger is real; signed with the alert, so a node cannot mistake one for the other."""
+
+    REAL = "real"
+    DRILL = "drill"
+
+
+class EmergencyNature(StrEnum):
+    """What an emergency says of itself; the wire's `AlertNature`."""
+
+    ALERT = "alert"
+    CORRECTION = "correction"
+    FINAL = "final"
+
+
+class EmergencyState(StrEnum):
+    """Life of an emergency. One that is in force and past its `expires_at` has expired; no row changes for that."""
+
+    PROPOSED = "proposed"
+    WITHDRAWN = "withdrawn"
+    """Proposed, and never launched."""
+    IN_FORCE = "in_force"
+    CANCELLED = "cancelled"
+    REPLACED = "replaced"
+    """A correction or the final notice stands in its place."""
+
+
 class Role(StrEnum):
     """Who somebody is at a place (domain.md's matrix); what a role may do stands in `control.access`."""
 

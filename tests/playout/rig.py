@@ -22,6 +22,7 @@ from broadcast_server.domain.recurrence import Rule
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub, Message
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.deliveries import Deliveries
 from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.planner import Desired, Planner
@@ -33,7 +34,7 @@ from broadcast_server.store.words import ContentKind
 from speaker_protocol import messages as wire
 from speaker_protocol import rules
 from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, Watermarks, key_id_of, parse, seal
-from speaker_protocol.topics import NodeAck, NodePlan, NodeReport, NodeStatus, NodeTime, UnitKeys
+from speaker_protocol.topics import NodeAck, NodePlan, NodeReport, NodeStatus, NodeTime, UnitAlert, UnitKeys
 from tests.support.clock import FakeChance, FakeClock
 from tests.support.village import DONG, LAN, PROVINCE, TAY, Village, a_village
 
@@ -68,6 +69,7 @@ class Speaker:
         self.orders: list[tuple[int, int, str]] = []
         self.acks: list[wire.ReportAckBody | wire.TimeAnswerBody] = []
         self.plans_obeyed = 0
+        self.sets: dict[str, wire.AlertSetBody] = {}
         self.refused: Counter[str] = Counter()
         self.boot, self.said = "boot-1", 0
 
@@ -83,6 +85,7 @@ class Speaker:
         await self.bus.start()
         for unit in self.path:
             self.bus.subscribe(str(UnitKeys(unit)), self._keys)
+            self.bus.subscribe(str(UnitAlert(unit)), self._alerts)
         self.bus.subscribe(f"loa/1/node/{self.node_id}/+", self._own)
 
     def _keys(self, message: Message) -> None:
@@ -96,6 +99,29 @@ class Speaker:
                 self.ring.learn(statement.key())
             except EnvelopeRefused as refused:
                 self.refused[f"keys_{refused.reason}"] += 1
+
+    def _alerts(self, message: Message) -> None:
+        unit = message.topic.split("/")[3]
+        try:
+            envelope = self.ring.verify(
+                message.payload, kind=Kind.ALERTS, target=unit, path=self.path, now_ms=self.now_ms
+            )
+            if self.marks.admit(message.topic, envelope):
+                self.sets[unit] = wire.decode(wire.AlertSetBody, envelope.body)
+        except EnvelopeRefused as refused:
+            self.refused[f"alert_{refused.reason}"] += 1
+
+    @property
+    def alerts(self) -> Alerts:
+        """All it holds, as the rules want it."""
+        held = [self.sets[unit] for unit in self.path if unit in self.sets]
+        return Alerts(
+            tuple(alert for one in held for alert in one.alerts), any(one.stop_all is not None for one in held)
+        )
+
+    def warns(self) -> str | None:
+        """The alert it sounds by the rules both sides share."""
+        return rules.decide(None, self.alerts, rules.NodeState(), self.now_ms).alert_id
 
     def _own(self, message: Message) -> None:
         leaf = message.topic.rpartition("/")[2]
@@ -133,7 +159,7 @@ class Speaker:
         view = PlanView(self.head.valid_from_ms, self.head.valid_until_ms, self.plan.segments)
         now_ms = self.now_ms if at is None else to_ms(at)
         state = rules.NodeState(ready_assets={asset.sha256 for asset in self.plan.assets})
-        decision = rules.decide(view, None, state, now_ms)
+        decision = rules.decide(view, self.alerts, state, now_ms)
         return decision.entry_id if decision.kind is rules.DecisionKind.ASSET else None
 
     async def tell_status(self, *, link: wire.Link = wire.Link.ONLINE, **facts: Any) -> None:
@@ -145,6 +171,9 @@ class Speaker:
             ),
             **facts,
         }
+        if link is wire.Link.ONLINE:
+            told.setdefault("alerts", tuple(wire.AlertProgress(alert_id=one.alert_id) for one in self.alerts.alerts))
+            told.setdefault("stop_all", self.alerts.stop_all)
         body = wire.StatusBody(link=link, boot_id=self.boot, sent_ms=self.now_ms, **told)
         await self.bus.publish(str(NodeStatus(self.node_id)), body.encode(), retain=True)
 
@@ -188,6 +217,12 @@ class Speaker:
 
 
 @dataclass(frozen=True)
+class Alerts:
+    alerts: tuple[wire.AlertBody, ...]
+    stop_all: bool
+
+
+@dataclass(frozen=True)
 class PlanView:
     valid_from_ms: int
     valid_until_ms: int
@@ -204,6 +239,7 @@ class Server:
     conductor: Conductor
     inbox: Inbox
     judge: Judge
+    deliveries: Deliveries
     relays: Relays
     plannings: list[Desired]
 
@@ -212,6 +248,7 @@ class Server:
         await self.inbox.flush()
         await self.conductor.tick()
         await self.judge.look()
+        await self.deliveries.look()
 
 
 class Room:
@@ -263,10 +300,12 @@ class Room:
             is_clock_trusted=lambda: watch is None or watch.is_trusted,
         )
         judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=20))
+        deliveries = Deliveries(store=store, clock=clock, chance=chance, grace=timedelta(seconds=20))
 
         def heard(what: Heard) -> None:
             conductor.heard(what)
             judge.heard(what)
+            deliveries.heard(what)
 
         def planned(desired: Desired) -> None:
             plannings.append(desired)
@@ -284,7 +323,7 @@ class Room:
             watch=watch,
         )
         await bus.start()
-        server = Server(name, bus, signer, conductor, inbox, judge, relays, plannings)
+        server = Server(name, bus, signer, conductor, inbox, judge, deliveries, relays, plannings)
         self.servers.append(server)
         return server
 
@@ -347,6 +386,7 @@ class Room:
         for server in self.servers:
             await server.inbox.flush()
             await server.judge.look()
+            await server.deliveries.look()
 
     async def all_say_how_they_are(self, **facts: Any) -> None:
         for node in self.nodes.values():

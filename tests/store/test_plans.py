@@ -8,7 +8,7 @@ from typing import Any
 import pytest_asyncio
 from sqlalchemy import select
 
-from broadcast_server.store import plans, reports
+from broadcast_server.store import emergencies, plans, reports
 from broadcast_server.store.plans import PublishedPlan
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.tables import AlertRow, ConflictRow, NodeRow, PlanBodyRow, PolicyRow, StopAllRow
@@ -114,8 +114,10 @@ async def test_alerts_and_latches_are_those_in_force(rows: Store):
 
     await rows.begin(write)
 
-    assert await rows.read(lambda session: plans.alerts_in_force(session, now=NOW)) == {"xa": [{"id": "a"}]}
-    assert await rows.read(plans.latches) == {"xa": ("first", NOW - DAY)}
+    sets = await rows.read(lambda session: emergencies.sets(session, now=NOW))
+    assert sets.alerts == {"xa": [{"id": "a"}]}
+    assert sets.latches == {"xa": ("first", NOW - DAY)}
+    assert sets.in_force == {"latch:first": None, "latch:second": None}
 
 
 async def test_conflicts_open_close_and_open_again_under_one_row(rows: Store):
