@@ -709,9 +709,10 @@ class PushFeed(_Feed):
                         async with contextlib.aclosing(whole), contextlib.aclosing(self._decode(fmt, whole)) as blocks:
                             async for block in blocks:
                                 yield block
-                    reason = "ended"
+                    reason = "ended" if connection.end_reason is None else f"source_{connection.end_reason}"
                 except BroadcastError as error:
-                    reason = error.code
+                    ended = connection.end_reason  # what was left of it could not be decoded: that is not why it ended
+                    reason = error.code if ended is None else f"source_{ended}"
                 self._fails(reason)
                 if self._connection is connection:  # it is there and no good: do not spin on it
                     await self._clock.sleep(self._backoff.next_s())
