@@ -26,6 +26,7 @@ from broadcast_server.api.router import create_api
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.speech import EspeakSpeaker
+from broadcast_server.control import sending
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.domain.clock import Clock
 from broadcast_server.domain.errors import Unavailable
@@ -44,7 +45,7 @@ from broadcast_server.mqtt.broker import (
 )
 from broadcast_server.mqtt.paho_bus import PahoBus
 from broadcast_server.playout import wire
-from broadcast_server.playout.alarms import Alarms
+from broadcast_server.playout.alarms import Alarms, Job
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor, StationFacts
 from broadcast_server.playout.deliveries import Deliveries
@@ -264,7 +265,8 @@ async def _engine_room(
         fetcher=fetcher,
         backup=lambda: back_up(desk, settings.data_dir),
     )
-    alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=housekeeping.jobs())
+    attend = Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=30))
+    alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), attend))
 
     def planned(desired: Desired) -> None:
         paths.tree = desired.fleet.tree

@@ -27,6 +27,7 @@ from broadcast_server.api import (
     problems,
     programmes,
     schedules,
+    sendings,
     system,
     units,
 )
@@ -65,7 +66,20 @@ class Api(FastAPI):
 def build_router() -> APIRouter:
     """Every noun under `/api/v1`."""
     router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
-    for noun in (units, clusters, nodes, feeds, people, bulletins, programmes, assets, schedules, plays, system):
+    for noun in (
+        units,
+        clusters,
+        nodes,
+        feeds,
+        people,
+        bulletins,
+        programmes,
+        assets,
+        schedules,
+        sendings,
+        plays,
+        system,
+    ):
         router.include_router(noun.router)
     return router
 

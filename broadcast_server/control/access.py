@@ -43,6 +43,7 @@ class Action(StrEnum):
     SCHEDULE = "schedule"
     SCHEDULE_PRIORITY = "schedule_priority"  # place what is ưu tiên
     PLAY_NOW = "play_now"
+    SEND = "send"  # send a bulletin to the units below; recall and correct it
     LIVE = "live"
     EMERGENCY_PROPOSE = "emergency_propose"
     EMERGENCY_LAUNCH = "emergency_launch"
@@ -80,7 +81,7 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | _AIR
         | _APPROVE
         | _FEEDS
-        | {Action.OBLIGE, Action.LIVE, Action.STOP_ALL}
+        | {Action.OBLIGE, Action.SEND, Action.LIVE, Action.STOP_ALL}
         | {Action.EMERGENCY_PROPOSE, Action.EMERGENCY_LAUNCH}
     ),
     # trung tâm truyền thông, ex-district producer: makes and offers, does not approve
@@ -99,7 +100,7 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | _DEVICES
         | {Action.LIVE, Action.STOP_ALL, Action.POLICY_EDIT, Action.EMERGENCY_PROPOSE, Action.PEOPLE_EDIT}
         | _FEEDS
-        | {Action.PLACE_EDIT}
+        | {Action.PLACE_EDIT, Action.SEND}
     ),
     # biên tập viên, phát thanh viên xã
     Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE, Action.NODE_ORDER}),
@@ -133,6 +134,9 @@ class Actor:
 
 OPERATOR: Final = Actor("operator", "operator", everywhere=True)
 """Whoever may start the program on its machine."""
+
+SERVER: Final = Actor("server", "server", everywhere=True)
+"""The program itself, where it does what a rule or a deadline says; audit rows name it."""
 
 
 def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> None:

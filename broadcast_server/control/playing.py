@@ -138,7 +138,7 @@ def enter_stop(session: Session, actor: Actor, entry_id: str, now: datetime) -> 
     entry = next((one for one in own if one.id == entry_id), None)
     if entry is None or not entry.entry.start <= now < entry.entry.end:
         raise Conflict("not_sounding", field="entry_id", fix="cancel_instead", entry=entry_id)
-    heard = _heard_until(session, around, entry, now)
+    heard = heard_until(session, around, entry, now)
     if heard is None:
         except_occurrence(session, actor, row, now, occurs_at, ExceptionKind.CANCELLED)
     else:
@@ -160,7 +160,7 @@ def enter_stop(session: Session, actor: Actor, entry_id: str, now: datetime) -> 
     return Stopped(entry_id=entry_id, cut_at=now, heard_ms=heard_ms)
 
 
-def _heard_until(session: Session, around: Neighbourhood, entry: ScheduledEntry, now: datetime) -> timedelta | None:
+def heard_until(session: Session, around: Neighbourhood, entry: ScheduledEntry, now: datetime) -> timedelta | None:
     """How much of the entry's own sound has been heard, where least was; None: it has not begun anywhere."""
     heard: list[timedelta] = []
     for _, line in lines(session, around, around.reach(entry.targets), Window(now - LEAD_IN, now + LEAD_IN), now):

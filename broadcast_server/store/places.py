@@ -48,6 +48,9 @@ KINDS: Final[tuple[tuple[str, str, str, date | None], ...]] = (
 )
 """`(code, Vietnamese, English, closed on)`: what every new store knows; more are rows."""
 
+STATION_KINDS: Final = ("commune", "ward", "special_zone")
+"""Kinds whose units run a station of their own since July 2025: whom "all communes below" means."""
+
 _DEEPEST: Final = 32
 
 

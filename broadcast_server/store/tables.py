@@ -17,6 +17,7 @@ from broadcast_server.domain.delivery import DeliveryState
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.types import UtcDateTime, Word
 from broadcast_server.store.words import (
+    ArrivalState,
     ConflictKind,
     ContentKind,
     EmergencyMode,
@@ -31,6 +32,7 @@ from broadcast_server.store.words import (
     ScheduleKind,
     ScheduleState,
     Tier,
+    TieState,
     VersionState,
 )
 from speaker_protocol.rules import BulletinClass
@@ -456,6 +458,87 @@ class ConflictRow(Base):
     """Winner, rule, `successor_id` proposed."""
     opened_at: Mapped[datetime]
     closed_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+# -- bulletins sent down ----------------------------------------------------------------------------------------------
+
+
+class SendingRow(Base):
+    """One version of a bulletin sent by a unit to units below it: wishes, deadline and the paper it rests on."""
+
+    __tablename__ = "sendings"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    """The sender."""
+    bulletin_id: Mapped[str] = mapped_column(ForeignKey("bulletins.id"), index=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("bulletin_versions.id"))
+    number: Mapped[int]
+    """Of the version."""
+    language: Mapped[str] = mapped_column(String(3))
+    title: Mapped[str] = mapped_column(String(300))
+    klass: Mapped[BulletinClass] = mapped_column(Word(BulletinClass))
+    basis: Mapped[str] = mapped_column(String(300))
+    earliest: Mapped[datetime | None]
+    latest: Mapped[datetime | None]
+    """Wishes: it should sound in `[earliest, latest)`."""
+    times: Mapped[int] = mapped_column(default=1)
+    """Wish: how often it should sound."""
+    deadline: Mapped[datetime]
+    """Until when a unit decides, or the server places it."""
+    valid_to: Mapped[datetime | None]
+    """It may not begin at or after."""
+    corrects_id: Mapped[str | None] = mapped_column(ForeignKey("sendings.id"), index=True)
+    note: Mapped[str | None] = mapped_column(String(300))
+    """Why it was recalled, or what it corrects."""
+    recalled_at: Mapped[datetime | None]
+    recalled_by: Mapped[str | None]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class ArrivalRow(Base):
+    """A sending at one unit: what became of it, who decided, and why not."""
+
+    __tablename__ = "arrivals"
+    __table_args__ = (UniqueConstraint("sending_id", "unit_id"), Index("ix_arrivals_inbox", "unit_id", "state"))
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    sending_id: Mapped[str] = mapped_column(ForeignKey("sendings.id"))
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"))
+    state: Mapped[ArrivalState] = mapped_column(Word(ArrivalState), index=True)
+    reason: Mapped[str | None]
+    """Code of why not."""
+    note: Mapped[str | None] = mapped_column(String(300))
+    """In the words of who said so."""
+    received_at: Mapped[datetime | None]
+    received_by: Mapped[str | None]
+    decided_at: Mapped[datetime | None]
+    decided_by: Mapped[str | None]
+    schedule_id: Mapped[str | None] = mapped_column(ForeignKey("schedules.id"), index=True)
+    alert_id: Mapped[str | None] = mapped_column(String(32))
+    """*Khẩn cấp* sounds as an alert."""
+    sounds_at: Mapped[datetime | None]
+    """First start as planned."""
+
+
+class TieRow(Base):
+    """Bulletins of *ưu tiên* due at once at one unit: the options, the declared default, and what was decided."""
+
+    __tablename__ = "ties"
+    __table_args__ = (UniqueConstraint("unit_id", "subject"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    subject: Mapped[str] = mapped_column(String(64))
+    """SHA-256 over the entries' ids: the same collision is one row."""
+    state: Mapped[TieState] = mapped_column(Word(TieState), index=True)
+    collides_at: Mapped[datetime] = mapped_column(index=True)
+    deadline: Mapped[datetime]
+    options: Mapped[list[Any]] = mapped_column(JSON)
+    """`{entry_id, schedule_id, unit_id, title, level, start, end}` in the order of the declared default."""
+    chosen: Mapped[list[str]]
+    """Entry ids in the order that holds; the default's until the unit decides."""
+    opened_at: Mapped[datetime]
+    decided_at: Mapped[datetime | None]
+    decided_by: Mapped[str | None]
 
 
 # -- playout ----------------------------------------------------------------------------------------------------------

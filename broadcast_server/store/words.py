@@ -96,6 +96,27 @@ class ConflictKind(StrEnum):
     PLAN_TOO_LARGE = "plan_too_large"
 
 
+class ArrivalState(StrEnum):
+    """What became of a bulletin that was sent down, at one unit."""
+
+    WAITING = "waiting"  # in the unit's inbox, or about to be placed by the server
+    PLANNED = "planned"  # it has a place on the air, or had one; the play log says what was heard
+    REFUSED = "refused"  # the unit said no, with a reason
+    LAPSED = "lapsed"  # the deadline passed without a decision
+    UNPLACED = "unplaced"  # the server found no place for it; the reason says why
+    RECALLED = "recalled"  # the sender took it back
+    REPLACED = "replaced"  # the sender corrected it; another arrival stands for it
+
+
+class TieState(StrEnum):
+    """Whether the commune has ordered bulletins of *ưu tiên* that are due at once."""
+
+    PENDING = "pending"
+    DECIDED = "decided"  # by the commune
+    DEFAULTED = "defaulted"  # by the declared default, at the deadline
+    GONE = "gone"  # they are not due at once any more
+
+
 class OutboxState(StrEnum):
     """Life of something a node must acknowledge."""
 

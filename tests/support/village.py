@@ -10,22 +10,26 @@ from datetime import UTC, date, datetime, timedelta
 
 from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.recurrence import Rule, rule_from_dict
-from broadcast_server.store import library, places
+from broadcast_server.store import library, places, schedules
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
+    BroadcastRow,
     ClusterRow,
     FeedOfferRow,
     FeedRow,
     GrantRow,
     GroupMemberRow,
     GroupRow,
+    NodeRow,
+    PlayRow,
     UnitLinkRow,
     UnitRow,
     UserRow,
 )
 from broadcast_server.store.types import fold
-from broadcast_server.store.words import FeedKind, MediaKind, Role, Tier, VersionState
+from broadcast_server.store.words import ContentKind, FeedKind, MediaKind, Role, Tier, VersionState
 from speaker_protocol.rules import BulletinClass
 from tests.support.clock import FakeClock
 from tests.support.database import a_store
@@ -125,6 +129,110 @@ class Village:
 
         await self.desk.store.begin(work)
         return made
+
+    async def newer_version(self, bulletin: str, *, minutes: float = 3) -> str:
+        """A further approved version in Vietnamese; returns its id."""
+        made = self.desk.chance.new_id()
+        sha256 = hashlib.sha256(made.encode()).hexdigest()
+
+        def work(session: Session) -> None:
+            now = self.desk.clock.now()
+            library.add_asset(
+                session,
+                sha256=sha256,
+                unit_id=library.bulletin(session, bulletin).unit_id,
+                label="đính chính",
+                size_bytes=1000,
+                duration_ms=round(minutes * 60_000),
+                report={},
+                created_at=now,
+            )
+            version = library.add_version(
+                session,
+                version_id=made,
+                bulletin_id=bulletin,
+                language="vie",
+                media=MediaKind.AUDIO,
+                text=None,
+                voice=None,
+                asset_sha256=sha256,
+                content_hash=f"hash-{made}",
+                created_by="test",
+                created_at=now,
+            )
+            version.state = VersionState.APPROVED
+            version.approved_hash, version.approved_by, version.approved_at = version.content_hash, "test", now
+
+        await self.desk.store.begin(work)
+        return made
+
+    async def heard(
+        self,
+        entry_id: str,
+        cluster_id: str,
+        start: datetime,
+        *,
+        planned: timedelta,
+        heard: timedelta,
+        verdict: Verdict = Verdict.PLAYED,
+        reason: str | None = None,
+    ) -> None:
+        """What the play log has of one entry on one cluster, whose node is put there if it has none."""
+        schedule_id, _ = schedules.parse_entry_id(entry_id)
+
+        def work(session: Session) -> None:
+            unit_id = cluster_id.partition("-")[2]
+            node_id = f"n-{cluster_id}"
+            if session.get(NodeRow, node_id) is None:
+                session.add(
+                    NodeRow(
+                        id=node_id,
+                        unit_id=unit_id,
+                        cluster_id=cluster_id,
+                        public_key=node_id.encode().hex().ljust(64, "0")[:64],
+                        hardware="",
+                        firmware="",
+                        broker_password_line="",
+                        asset_token_hash=node_id,
+                        enrolled_at=start,
+                    )
+                )
+                session.flush()
+            row = schedules.schedule(session, schedule_id)
+            if session.get(BroadcastRow, entry_id) is None:
+                is_feed = row.content_kind is ContentKind.FEED
+                session.add(
+                    BroadcastRow(
+                        id=entry_id,
+                        schedule_id=schedule_id,
+                        unit_id=row.unit_id,
+                        kind=row.kind,
+                        klass=row.klass,
+                        title=row.name,
+                        starts_at=start,
+                        ends_at=start + planned,
+                        feed_id=row.content_id if is_feed else None,
+                    )
+                )
+                session.flush()
+            session.add(
+                PlayRow(
+                    id=f"p-{cluster_id}-{start.timestamp():.0f}",
+                    broadcast_id=entry_id,
+                    unit_id=unit_id,
+                    cluster_id=cluster_id,
+                    node_id=node_id,
+                    starts_at=start,
+                    ends_at=start + planned,
+                    verdict=verdict,
+                    reason=reason,
+                    heard_ms=heard // timedelta(milliseconds=1),
+                    started_at=start if heard else None,
+                    judged_at=start + planned,
+                )
+            )
+
+        await self.desk.store.begin(work)
 
     async def feed(
         self,
