@@ -10,10 +10,11 @@ output depends on.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from functools import partial
 from typing import Final, Protocol, TypeVar, cast
 
 import av
@@ -44,10 +45,11 @@ class NotAudio(ValueError):  # noqa: N818 - reads as what happened
 
 
 class AssetSound:
-    """PCM of one asset, decoded in stretches of 5 s shortly before they are needed."""
+    """PCM of one asset, decoded in stretches of 5 s shortly before they are needed, from bytes that were checked."""
 
-    def __init__(self, path: Path, library: SoundLibrary) -> None:
-        self._path = path
+    def __init__(self, library: SoundLibrary) -> None:
+        self.content: bytes | None = None
+        """The asset's bytes, as somebody hashed them; None when they were dropped and must be given again."""
         self._library = library
         self._stretches: OrderedDict[int, Pcm] = OrderedDict()
         self._length: int | None = None
@@ -95,13 +97,14 @@ class AssetSound:
     async def prepare(self, low: int, high: int) -> None:
         """Decode what `[low, high)` needs. A node that asks for what another is decoding does not wait for it."""
         for index in self._indices(low, high):
-            if index in self._stretches or index in self._wanted or self.is_broken:
+            content = self.content
+            if index in self._stretches or index in self._wanted or self.is_broken or content is None:
                 continue
             if self._length is not None and index * STRETCH_SAMPLES >= self._length:
                 return
             self._wanted.add(index)
             try:
-                stretch, length = await self._library.offload(lambda index=index: self._decode(index))  # type: ignore[misc]
+                stretch, length = await self._library.offload(partial(self._decode, content, index))
             except (NotAudio, av.FFmpegError, OSError):
                 self.is_broken = True
                 return
@@ -116,18 +119,18 @@ class AssetSound:
         """Drop a stretch (the library needs room)."""
         self._stretches.pop(index, None)
 
-    def _decode(self, index: int) -> tuple[Pcm, int | None]:
+    def _decode(self, content: bytes, index: int) -> tuple[Pcm, int | None]:
         low, high = index * STRETCH_SAMPLES, (index + 1) * STRETCH_SAMPLES
         with self._library.lock:
             frames = self._frames
             if frames is None or not frames.follows(low):
                 if frames is not None:
                     frames.close()
-                frames = self._frames = _Frames(self._path, low)
+                frames = self._frames = _Frames(content, low)
             return frames.take(low, high)
 
     def close(self) -> None:
-        """Close the file."""
+        """Let go of the decoder."""
         if self._frames is not None:
             self._frames.close()
             self._frames = None
@@ -136,8 +139,8 @@ class AssetSound:
 class _Frames:
     """A container read forward from about one position."""
 
-    def __init__(self, path: Path, low: int) -> None:
-        self._container = av.open(str(path), format="ogg")
+    def __init__(self, content: bytes, low: int) -> None:
+        self._container = av.open(io.BytesIO(content), "r", format="ogg")
         audio = self._container.streams.audio
         if not audio:
             self._container.close()
@@ -195,22 +198,39 @@ def _mono(frame: av.AudioFrame) -> Pcm:
 class SoundLibrary:
     """Decoded stretches of the assets of this process's nodes, the least used ones dropped beyond a bound."""
 
-    def __init__(self, offload: Offload, *, keep_bytes: int = 192 * 1024 * 1024) -> None:
+    def __init__(
+        self, offload: Offload, *, keep_bytes: int = 192 * 1024 * 1024, keep_content_bytes: int = 96 * 1024 * 1024
+    ) -> None:
         import threading  # noqa: PLC0415  (only this lock: stretches are decoded in a worker thread)
 
         self.offload = offload
         self.lock = threading.Lock()
         self._keep_bytes = keep_bytes
+        self._keep_content_bytes = keep_content_bytes
         self._held_bytes = 0
         self._held: OrderedDict[tuple[int, int], tuple[AssetSound, int]] = OrderedDict()
         self._sounds: dict[str, AssetSound] = {}
 
-    def sound(self, sha256: str, path: Path) -> AssetSound:
-        """The sound of an asset the caller holds at `path` and has checked against its hash."""
+    def sound(self, sha256: str) -> AssetSound:
+        """The sound of an asset; it decodes once it was given the bytes."""
         found = self._sounds.get(sha256)
         if found is None:
-            found = self._sounds[sha256] = AssetSound(path, self)
+            found = self._sounds[sha256] = AssetSound(self)
         return found
+
+    def give(self, sha256: str, content: bytes) -> AssetSound:
+        """The bytes of an asset, which the caller has hashed. Those given longest ago are dropped beyond a bound."""
+        sound = self.sound(sha256)
+        sound.content = content
+        self._sounds[sha256] = self._sounds.pop(sha256)
+        held = sum(len(other.content) for other in self._sounds.values() if other.content is not None)
+        for other in self._sounds.values():
+            if held <= self._keep_content_bytes or other is sound:
+                break
+            if other.content is not None:
+                held -= len(other.content)
+                other.content = None
+        return sound
 
     def account(self, sound: AssetSound, index: int, size_bytes: int) -> None:
         """A stretch was decoded; make room if needed."""
@@ -222,7 +242,7 @@ class SoundLibrary:
             self._held_bytes -= freed
 
     def close(self) -> None:
-        """Close every file."""
+        """Let go of every decoder."""
         for sound in self._sounds.values():
             sound.close()
         self._sounds.clear()

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from firmware_sim.boots import SECOND
+from firmware_sim.store import ASSETS_FOLDER, JOURNAL_FILE, MEMORY_SLOTS
+
 if TYPE_CHECKING:
     from firmware_sim.node import SpeakerNode
 
@@ -19,7 +22,18 @@ if TYPE_CHECKING:
 class UseCases:
     """The faults of one node."""
 
-    VERBS = ("drop_frames", "cut_link", "skew_clock", "fill_disk", "mute_horn", "reboot", "garble")
+    VERBS = (
+        "drop_frames",
+        "cut_link",
+        "skew_clock",
+        "fill_disk",
+        "mute_horn",
+        "reboot",
+        "garble",
+        "brown_out",
+        "rot",
+        "lose_slot",
+    )
 
     def __init__(self, node: SpeakerNode) -> None:
         self._node = node
@@ -52,6 +66,44 @@ class UseCases:
     def garble(self, count: int = 1) -> None:
         """A modem with bad memory flips bits: the next messages arrive changed."""
         self._node.box.faultline.garble += count
+
+    def brown_out(self, for_s: float = 3.0, reboots: bool = False) -> None:
+        """A long feeder or a tired battery: the supply sags below what the amplifier needs, and may pull the box down
+        with it.
+        """
+        box = self._node.box
+        box.faultline.low_until_ns = box.clock.now_ns() + round(for_s * SECOND)
+        if reboots:
+            self._node.power_cycle()
+
+    def rot(self, what: str = "assets", bits: int = 1) -> None:
+        """Flash loses its charge in the heat: bits flip in a stored file (`assets`, `memory` or `journal`)."""
+        box = self._node.box
+        match what:
+            case "assets":
+                files = sorted((box.disk.root / ASSETS_FOLDER).glob("*.opus"))
+            case "memory":
+                files = [path for name in MEMORY_SLOTS if (path := box.disk.root / name).exists()]
+                files.sort(key=lambda path: path.stat().st_mtime_ns)
+                files = files[-1:]
+            case "journal":
+                files = [path for path in (box.disk.root / JOURNAL_FILE,) if path.exists()]
+            case _:
+                raise ValueError(f"rot: no such store: {what!r}; there are assets, memory, journal")
+        for path in files:
+            content = bytearray(path.read_bytes())
+            for number in range(min(bits, 8 * len(content))):
+                # Spread by a fixed stride, so that the same fault does the same harm.
+                at = (7919 * (number + 1) + len(content) // 2) % len(content)
+                content[at] ^= 0x10
+            path.write_bytes(content)
+
+    def lose_slot(self) -> None:
+        """A flash sector dies: the newer of the two copies of what the node must remember is gone."""
+        root = self._node.box.disk.root
+        slots = [path for name in MEMORY_SLOTS if (path := root / name).exists()]
+        if slots:
+            max(slots, key=lambda path: path.stat().st_mtime_ns).unlink()
 
     def apply(self, verb: str, args: dict[str, Any]) -> None:
         """A verb by its name. Raises `ValueError` for one that does not exist or arguments it does not take."""

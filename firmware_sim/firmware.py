@@ -8,20 +8,24 @@ in the one loop as named tasks; only disk work and decoding leave it, through th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 import numpy as np
 import structlog
 
-from firmware_sim.assets import AssetKeeper, Wanted
+from firmware_sim.assets import AssetKeeper, Lane, Wanted
+from firmware_sim.boots import Boots, Return, return_of
 from firmware_sim.clock import MS, SECOND, DeviceClock, Discipline, Exchange, TrueTime
 from firmware_sim.decoder import AssetSound, DecodeCache, Offload, SoundLibrary
+from firmware_sim.faultpoints import Point, faultpoint
+from firmware_sim.health import TRUSTED_WITHIN_MS, Machine, Signs, machine
 from firmware_sim.jitter import StreamReceiver
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.link import Link
@@ -39,8 +43,8 @@ from firmware_sim.player import (
     segment_at,
     stretches,
 )
-from firmware_sim.reports import DeviceKey, DeviceLog
-from firmware_sim.store import MEMORY_FILE, Disk, Identity, Memory
+from firmware_sim.reports import DeviceKey, DeviceLog, Key
+from firmware_sim.store import Disk, Identity, Memory, Slots
 from firmware_sim.trust import Gate, PlanBodies, PlanInForce
 from speaker_protocol import messages as wire
 from speaker_protocol.rules import Why, is_quiet
@@ -60,6 +64,8 @@ from speaker_protocol.topics import (
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 FIRMWARE: Final = "firmware-sim 0.1"
 AHEAD_S: Final = 1.2
 """What is rendered ahead of the sound card: a late tick shorter than this is not heard. A change rewinds it."""
@@ -78,7 +84,6 @@ HURRIED: Final = 18
 HURRY_SLOWS: Final = 1.3
 """While the way is too unsteady for a good estimate more is asked, ever slower: the crowd may be what makes it so."""
 PROBE_S: Final = (5.0, 10.0)
-TRUSTED_WITHIN_MS: Final = 60_000.0
 STREAM_LEAD_MS: Final = 8_000
 STREAM_DEAD_NS: Final = 10 * SECOND
 PREPARE_AHEAD_MS: Final = 15_000
@@ -86,6 +91,10 @@ REMEMBER_CLOCK_S: Final = 600.0
 IDLE_HOUSE_S: Final = 3.0
 LONGEST_NAP_S: Final = 5.0
 MAX_ORDERS: Final = 16
+URGENT_DOWNLOADS: Final = 8
+NOTE_HEARD_S: Final = 30.0
+"""So much of what was heard a power cut may take from the log: the flash is written so often while something sounds."""
+MOST_DUE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,30 @@ class Kit:
     library: SoundLibrary
     streams: DecodeCache
     bodies: PlanBodies
+    urgent_downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(URGENT_DOWNLOADS))
+    """The lane of its own for what sounds within the hour."""
+
+
+class FlashWork:
+    """Disk work that is finished even if whoever asked for it is gone, as a controller finishes a page when the
+    supply's capacitors take over; the next life begins after it.
+    """
+
+    def __init__(self, offload: Offload) -> None:
+        self._offload = offload
+        self._running: set[asyncio.Future[Any]] = set()
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """Its result."""
+        running: asyncio.Future[T] = asyncio.ensure_future(self._offload(work))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await asyncio.shield(running)
+
+    async def settle(self) -> None:
+        """Wait for what runs."""
+        while self._running:
+            await asyncio.wait(self._running)
 
 
 @dataclass(slots=True)
@@ -108,6 +141,8 @@ class Faultline:
 
     drop_frames: int = 0
     garble: int = 0
+    low_until_ns: int = 0
+    """Until this instant of the device's clock the supply is too low."""
 
 
 @dataclass(slots=True)
@@ -120,6 +155,14 @@ class Box:
     recorder: Recorder | None
     has_output: bool = True
     faultline: Faultline = field(default_factory=Faultline)
+
+    def __post_init__(self) -> None:
+        """The disk feels the supply."""
+        self.disk.is_power_low = self.is_power_low
+
+    def is_power_low(self) -> bool:
+        """Whether the supply is below the threshold at which nothing is written and the amplifier is off."""
+        return self.clock.now_ns() < self.faultline.low_until_ns
 
 
 class MakeLink(Protocol):
@@ -165,13 +208,21 @@ class Firmware:
         self._key = DeviceKey(identity.private_key)
         self._sequence = 0
         self._memory = Memory()
+        self._flash = FlashWork(kit.offload)
+        self._slots = Slots(box.disk)
+        self._saving = asyncio.Lock()
+        self._is_unsaved = False
+        self.boots = Boots((box.clock.now_ns(),))
+        self._fit: dict[str, set[Key]] = {}
+        """For which occurrences an asset's bytes were checked, by hash."""
+        self._noted_ms: tuple[Key, int] | None = None
         self._alert_sets: dict[str, wire.AlertSetBody] = {}
         self._pending: OrderedDict[str, bytes] = OrderedDict()
         self._orders: deque[bytes] = deque(maxlen=MAX_ORDERS)
         self._held: dict[str, bytes] = {}
         """Messages by a key not yet known: judged again when keys are learned."""
         self._inbox = asyncio.Event()
-        self._fetch = asyncio.Event()
+        self._fetch = {lane: asyncio.Event() for lane in Lane}
         self._journal = asyncio.Event()
         self._probe_now = asyncio.Event()
         self._questions: OrderedDict[str, int] = OrderedDict()
@@ -183,7 +234,6 @@ class Firmware:
         self._listening: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._silent_until_ns: int | None = None
         self._remembered_s = 0.0
-        self._sounds: dict[str, AssetSound] = {}
         self.gate = Gate(
             node_id=self.node_id,
             root_public=bytes.fromhex(identity.root_public_key),
@@ -192,14 +242,14 @@ class Firmware:
             bodies=kit.bodies,
         )
         self.ledger = Ledger(self._write)
-        self.log = DeviceLog(box.disk, kit.offload, chance)
+        self.log = DeviceLog(box.disk, self._flash, chance)
         self.assets = AssetKeeper(
             box.disk,
             kit.http,
-            at_once=kit.downloads,
+            at_once={Lane.URGENT: kit.urgent_downloads, Lane.BULK: kit.downloads},
             token=identity.asset_token,
             true=kit.true,
-            offload=kit.offload,
+            offload=self._flash,
             chance=chance,
             on_change=self._stock_changed,
         )
@@ -225,7 +275,8 @@ class Firmware:
             tasks.create_task(self._read_inbox(), name=f"node.inbox[{name}]")
             tasks.create_task(self._ask_the_time(), name=f"node.clock[{name}]")
             tasks.create_task(self._keep_house(), name=f"node.house[{name}]")
-            tasks.create_task(self._fetch_assets(), name=f"node.assets[{name}]")
+            for lane in Lane:
+                tasks.create_task(self._fetch_assets(lane), name=f"node.assets.{lane}[{name}]")
             tasks.create_task(self._keep_journal(), name=f"node.journal[{name}]")
 
     async def say_goodbye(self, reason: str) -> None:
@@ -234,12 +285,19 @@ class Firmware:
             self.dac.run(is_last=True)
         self.ledger.close(reason)
         self._memory.clock = self.clock.remember(self._box.clock.now_ns())
+        self._memory.boots_ns = list(self.boots.without_this())
         await self.log.store()
         await self._save()
 
+    async def settle(self) -> None:
+        """After the power went: what the disk was writing is written."""
+        await self._flash.settle()
+
     async def _wake(self) -> None:
-        disk, offload = self._box.disk, self._kit.offload
-        self._memory = Memory.load(await offload(lambda: disk.read(MEMORY_FILE)))
+        offload = self._flash
+        self._memory = Memory.load(await offload(self._slots.load))
+        self.boots = Boots.after(self._memory.boots_ns, self._box.clock.now_ns())
+        self._memory.boots_ns = list(self.boots.at_ns)
         self.gate = Gate(
             node_id=self.node_id,
             root_public=bytes.fromhex(self.identity.root_public_key),
@@ -249,7 +307,9 @@ class Firmware:
         )
         if self._memory.clock is not None:
             self.clock.recall(self._memory.clock, self._box.clock.now_ns())
-        await offload(self.log.load)
+        remembered = self._memory.log_head
+        await offload(lambda: self.log.load(remembered))
+        await self._save()  # this power-on counts even if the next dip comes at once
         await self.assets.check_stock()
         self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
         # Without trusted time the stored messages are judged without instants: the plan carries its own validity.
@@ -258,9 +318,9 @@ class Firmware:
 
     @property
     def is_ready(self) -> bool:
-        """Connected, on time, with a plan and everything the plan needs."""
+        """Connected, on time, with a plan and everything it needs in the next half day."""
         is_told = self.plan is not None and self.plan is self._followed
-        return self.link.is_up and self.clock.exchanges > 0 and is_told and not self.assets.missing
+        return self.link.is_up and self.clock.exchanges > 0 and is_told and not self.assets.is_behind
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
@@ -407,15 +467,18 @@ class Firmware:
         return True
 
     async def _save(self) -> None:
-        self._memory.watermarks = self.gate.snapshot()
-        content = self._memory.dump()
-        disk = self._box.disk
-        try:
-            await self._kit.offload(lambda: disk.replace(MEMORY_FILE, content))
-        except OSError:
-            self.gate.count(
-                "disk_full"
-            )  # it acts all the same: silence is the worse failure, the replay window is small
+        faultpoint(Point.VERIFIED)
+        async with self._saving:
+            self._memory.watermarks = self.gate.snapshot()
+            self._memory.log_head = self.log.head
+            content = self._memory.dump()
+            try:
+                await self._flash(lambda: self._slots.save(content))
+                self._is_unsaved = False
+            except OSError:
+                # It acts all the same: silence is the worse failure, the replay window is small. It is tried again.
+                self._is_unsaved = True
+        faultpoint(Point.PERSISTED)
 
     def _follow(self) -> None:
         """Act on what plan, configuration or alerts now say."""
@@ -494,16 +557,18 @@ class Firmware:
                 if asset.sha256 in first:
                     wanted[asset.sha256] = Wanted(asset.sha256, asset.size_bytes, first[asset.sha256])
         for alert in self.situation.alerts.alerts:
-            if alert.asset is not None and alert.asset not in wanted:
-                wanted[alert.asset] = Wanted(alert.asset, None, 0)
-        self.assets.want(wanted, now_ms)
+            if alert.asset is not None:
+                wanted[alert.asset] = Wanted(alert.asset, None, 0, is_alert=True)
+        config = self.situation.config
+        offset_min = config.utc_offset_min if config is not None else 420
+        self.assets.want(wanted, now_ms, utc_offset_min=offset_min)
         self.situation.asset_ms = lengths
         self._refresh_stock()
         if self.assets.missing:
-            self._fetch.set()
+            self._fetch_soon()
 
     def _refresh_stock(self) -> None:
-        broken = {sha256 for sha256, sound in self._sounds.items() if sound.is_broken}
+        broken = {sha256 for sha256 in self._fit if self._kit.library.sound(sha256).is_broken}
         self.situation.ready_assets = frozenset(self.assets.ready) - broken
 
     def _stock_changed(self) -> None:
@@ -511,47 +576,49 @@ class Firmware:
         self._status_due = True
         self._rerender()
 
-    async def _fetch_assets(self) -> None:
+    async def _fetch_assets(self, lane: Lane) -> None:
+        fetch = self._fetch[lane]
         while True:
-            await self._fetch.wait()
-            self._fetch.clear()
-            wait_s = self.assets.wait_s()
+            await fetch.wait()
+            fetch.clear()
+            wait_s = self.assets.wait_s(lane)
             if wait_s < IDLE_HOUSE_S:
                 await self._kit.true.sleep(wait_s)
-                await self.assets.fetch_due()
+                await self.assets.fetch_due(lane, self._now_ms())
                 await self._prepare()
 
+    def _fetch_soon(self) -> None:
+        for fetch in self._fetch.values():
+            fetch.set()
+
     def asset(self, sha256: str) -> AssetSound | None:
-        """Sound of a ready asset (for the player)."""
-        if sha256 not in self.assets.ready:
+        """Sound of a ready asset whose bytes were checked for what sounds now (for the player)."""
+        if sha256 not in self.assets.ready or not self._fit.get(sha256):
             return None
-        sound = self._sounds.get(sha256)
-        if sound is None:
-            sound = self._sounds[sha256] = self._kit.library.sound(sha256, self.assets.path(sha256))
-        return sound
+        return self._kit.library.sound(sha256)
 
     def stream(self, stream: str) -> StreamReceiver | None:
         """Buffer of a stream (for the player)."""
         return self.streams.get(stream)
 
     async def _prepare(self) -> None:
-        """Decode what will sound soon."""
+        """Check and decode what will sound soon."""
         now_ms = self._now_ms()
-        if now_ms is None or self.dac is None:
+        if self.dac is None:
             return
-        until_ms = now_ms + PREPARE_AHEAD_MS
         for alert in self.situation.alerts.alerts:
-            sound = self.asset(alert.asset) if alert.asset is not None else None
+            sound = await self._checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
             if sound is not None:
                 await sound.prepare(0, (sound.length or 60 * SAMPLE_RATE_HZ))
-        if self.plan is None:
+        if self.plan is None or now_ms is None:
             return
+        until_ms = now_ms + PREPARE_AHEAD_MS
         for segment in self.plan.segments:
             if segment.end_ms <= now_ms or segment.asset is None:
                 continue
             if segment.start_ms >= until_ms:
                 break
-            sound = self.asset(segment.asset)
+            sound = await self._checked(segment.asset, (segment.entry_id, segment.start_ms))
             if sound is None:
                 continue
             low_ms = segment.offset_ms + max(0, now_ms - segment.start_ms)
@@ -560,6 +627,25 @@ class Firmware:
             if not sound.is_ready(low, high):
                 await sound.prepare(low, high)
                 self._refresh_stock()
+
+    async def _checked(self, sha256: str, occurrence: Key) -> AssetSound | None:
+        """The sound of an asset, its bytes hashed again for this occurrence; None while it is not here."""
+        if sha256 not in self.assets.ready:
+            self._fit.pop(sha256, None)
+            return None
+        library = self._kit.library
+        if occurrence not in self._fit.get(sha256, ()) or library.sound(sha256).content is None:
+            content = await self.assets.checked(sha256)
+            if content is None:
+                self._fit.pop(sha256, None)
+                self._fetch_soon()
+                return None
+            library.give(sha256, content)
+            fit = self._fit.setdefault(sha256, set())
+            if len(fit) >= MOST_DUE:
+                fit.clear()
+            fit.add(occurrence)
+        return library.sound(sha256)
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
@@ -680,10 +766,39 @@ class Firmware:
     def _refresh_situation(self, server_ns: int, device_ns: int) -> None:
         situation = self.situation
         situation.is_clock_trusted = self.clock.uncertainty_ms(device_ns) <= TRUSTED_WITHIN_MS
+        situation.muted = Why.POWER_LOW if self._box.is_power_low() else None
+        situation.held = Why.SAFE_MODE if self.boots.is_safe_mode(self._box.clock.now_ns()) else None
+        if self.log.interrupted and situation.is_clock_trusted:
+            self._settle_interrupted(server_ns // MS)
         if self.streams or situation.live_streams:
             now_ns = self._box.clock.now_ns()
             situation.live_streams = frozenset(
                 stream for stream, receiver in self.streams.items() if self._is_live(receiver, server_ns, now_ns)
+            )
+
+    def _settle_interrupted(self, now_ms: int) -> None:
+        """What a power cut interrupted goes on at the wall clock's offset, or is told as unfinished."""
+        interrupted, self.log.interrupted = self.log.interrupted, {}
+        for (entry_id, start_ms), heard_ms in interrupted.items():
+            if entry_id.startswith("alert:"):
+                self.ledger.carried[entry_id, start_ms] = heard_ms  # the alert set says whether it goes on
+                continue
+            segment = segment_at(self.plan, now_ms)
+            is_on = segment is not None and (segment.entry_id, segment.start_ms) == (entry_id, start_ms)
+            match return_of(segment.end_ms if segment is not None and is_on else None, now_ms, self.boots):
+                case Return.RESUME:
+                    self.ledger.carried[entry_id, start_ms] = heard_ms
+                    continue
+                case Return.PARTIAL:
+                    self.situation.given_up |= {(entry_id, start_ms)}
+            self._report(
+                wire.ReportKind.FINISHED,
+                entry_id,
+                start_ms,
+                now_ms,
+                heard_ms=heard_ms,
+                reason=Why.POWER_LOST.value,
+                closes=(entry_id, start_ms),
             )
 
     @staticmethod
@@ -707,6 +822,16 @@ class Firmware:
 
     def _played(self, piece: Played) -> None:
         self.ledger.played(piece)
+        account = self.ledger.current
+        if account is not None and account.is_started:
+            faultpoint(Point.SOUNDING)
+            noted = self._noted_ms
+            if noted is None or noted[0] != account.tag.key:
+                self._noted_ms = (account.tag.key, account.untold_ms)
+            elif account.untold_ms - noted[1] >= NOTE_HEARD_S * 1000:
+                self._noted_ms = (account.tag.key, account.untold_ms)
+                self.log.note_heard(*self._noted_ms)
+                self._journal.set()
         tag = piece.chunk.tag
         if tag is not None and tag.is_alert and tag.entry_id.startswith("alert:"):
             alert_id = tag.entry_id.removeprefix("alert:")
@@ -756,9 +881,21 @@ class Firmware:
             underruns=line.underruns,
             level_dbfs=line.level_dbfs,
             reason=line.reason,
+            opens=line.tag.key if line.kind is wire.ReportKind.STARTED else None,
+            closes=line.tag.key if line.kind is not wire.ReportKind.STARTED else None,
         )
 
-    def _report(self, kind: wire.ReportKind, entry_id: str, start_ms: int, at_ms: int, **facts: Any) -> None:
+    def _report(
+        self,
+        kind: wire.ReportKind,
+        entry_id: str,
+        start_ms: int,
+        at_ms: int,
+        *,
+        opens: Key | None = None,
+        closes: Key | None = None,
+        **facts: Any,
+    ) -> None:
         self._sequence += 1
         device_ns = self._box.clock.now_ns()
         body = wire.ReportBody(
@@ -772,7 +909,12 @@ class Firmware:
             **facts,
         )
         now_ns = self.clock.server_ns(device_ns) if self.clock.is_known else device_ns
-        self.log.add(self.boot_id, self._sequence, self._key.seal_report(self.node_id, body, now_ns // MS))
+
+        def seal(line: int | None, previous: str | None) -> bytes:
+            told = body.model_copy(update={"line": line, "previous": previous})
+            return self._key.seal_report(self.node_id, told, now_ns // MS)
+
+        self.log.add(self.boot_id, self._sequence, seal, opens=opens, closes=closes)
         self._journal.set()
 
     async def _keep_journal(self) -> None:
@@ -810,11 +952,62 @@ class Firmware:
             stream=sounding.stream if sounding is not None else None,
             ready=len(self.situation.ready_assets),
             missing=missing[:200],
+            health=tuple(fault.value for fault in self.machine().faults),
+            due=self._due(),
             refusals=dict(self.gate.refusals),
             firmware=FIRMWARE,
             free_bytes=0 if disk.is_full else max(0, disk.capacity_bytes - self.assets.held_bytes()),
         )
         self.link.publish(str(NodeStatus(self.node_id)), body.encode(), qos=NodeStatus.qos, retain=True)
+
+    def machine(self) -> Machine:
+        """The node's state: link, clock, audio, health."""
+        device_ns = self._box.clock.now_ns()
+        now_ms = self._now_ms()
+        account = self.ledger.current
+        refusals = self.gate.refusals
+        return machine(
+            Signs(
+                is_up=self.link.is_up,
+                clock=self.clock.source(device_ns),
+                uncertainty_ms=self.clock.uncertainty_ms(device_ns),
+                audio=self._audio(),
+                is_safe_mode=self.boots.is_safe_mode(device_ns),
+                is_power_low=self._box.is_power_low(),
+                has_plan=self.plan is not None,
+                is_plan_over=self.plan is not None and now_ms is not None and now_ms >= self.plan.valid_until_ms,
+                rotten=self.assets.rotten,
+                due_missing=len(self.assets.missing_within(3_600_000)),
+                unplayable=len(set(self.assets.ready) - self.situation.ready_assets),
+                is_storage_full=self._box.disk.is_full,
+                is_quota_full=self.assets.is_quota_full,
+                slots_lost=self._slots.lost,
+                log_damaged=self.log.damaged,
+                log_dropped=self.log.dropped,
+                is_horn_silent=account is not None and bool(account.mute_samples),
+                forged=refusals["signature"] + refusals["garbage"],
+            )
+        )
+
+    def _audio(self) -> wire.AudioState:
+        tag = self.ledger.sounding
+        if tag is None:
+            return wire.AudioState.LOCAL if self._tone_samples else wire.AudioState.IDLE
+        if tag.is_alert:
+            return wire.AudioState.EMERGENCY
+        return wire.AudioState.SCHEDULED if tag.stream is None else wire.AudioState.LIVE
+
+    def _due(self) -> tuple[wire.ItemReadiness, ...]:
+        """The coming recorded items, and whether what they need is here."""
+        now_ms = self._now_ms()
+        if self.plan is None or now_ms is None:
+            return ()
+        ready = self.situation.ready_assets
+        coming = (segment for segment in self.plan.segments if segment.start_ms >= now_ms and segment.asset is not None)
+        return tuple(
+            wire.ItemReadiness(entry_id=segment.entry_id, start_ms=segment.start_ms, ready=segment.asset in ready)
+            for segment in itertools.islice(coming, MOST_DUE)
+        )
 
     def _is_busy(self) -> bool:
         """Whether anything is going on or about to."""
@@ -837,10 +1030,14 @@ class Firmware:
                 self._send_reports()
             self._listen()
             if self.assets.wait_s() <= 0:
-                self._fetch.set()
+                self._fetch_soon()
             await self._prepare()
             if self.clock.exchanges >= BURST and now_s - self._remembered_s >= REMEMBER_CLOCK_S:
                 self._remembered_s = now_s
                 self._memory.clock = self.clock.remember(self._box.clock.now_ns())
                 await self._save()
+            elif self._is_unsaved and not self._box.is_power_low():
+                await self._save()
+            if self.log.is_unwritten:
+                self._journal.set()
             await self._kit.true.sleep(self._chance.uniform(0.9, 1.1) * (1.0 if self._is_busy() else IDLE_HOUSE_S))

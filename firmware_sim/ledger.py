@@ -2,7 +2,8 @@
 
 A segment opens with its first sample and closes when something else has the air. `heard_ms` counts the samples that
 left the horn as they were meant to, over the whole life of the segment (a segment that an alert interrupts goes on
-counting), so a later report of the same segment supersedes an earlier one.
+counting), so a later report of the same segment supersedes an earlier one of the same life. What an earlier life
+heard and could not report any more (`carried`) is counted on when the segment goes on after the power cut.
 """
 
 from __future__ import annotations
@@ -38,6 +39,13 @@ class Account:
     trouble: str | None = None
     """The first reason it was silent while it was its turn."""
     last_ms: int = 0
+    told_ms: int = 0
+    """What the latest FINISHED line said was heard."""
+
+    @property
+    def untold_ms(self) -> int:
+        """What was heard since: lost if the power goes now and nobody wrote it down."""
+        return self.heard_ms - self.told_ms
 
     @property
     def heard_ms(self) -> int:
@@ -47,7 +55,7 @@ class Account:
     @property
     def level_dbfs(self) -> float | None:
         """Level of what was heard."""
-        return round(dbfs(self.power / self.heard_samples), 1) if self.heard_samples else None
+        return round(dbfs(self.power / self.heard_samples), 1) if self.heard_samples and self.power else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,8 @@ class Ledger:
     write: Callable[[Line], None]
     current: Account | None = None
     closed: OrderedDict[tuple[str, int], Account] = field(default_factory=OrderedDict)
+    carried: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Milliseconds heard in a life that a power cut ended, by segment."""
 
     @property
     def sounding(self) -> Tag | None:
@@ -116,11 +126,19 @@ class Ledger:
             self._close(at_ms, None if why in {Why.PLANNED, Why.NOTHING_PLANNED} else why.value)
             account = None
         if account is None and tag is not None:
-            account = self.closed.pop(tag.key, None) or Account(tag)
+            account = self.closed.pop(tag.key, None) or self._opened(tag)
             account.is_started = False
             self.current = account
         if account is not None and tag is not None:
             account.tag = tag  # a new plan may have moved its end
+        return account
+
+    def _opened(self, tag: Tag) -> Account:
+        carried_ms = self.carried.pop(tag.key, None)
+        account = Account(tag)
+        if carried_ms is not None:
+            account.heard_samples = carried_ms * SAMPLE_RATE_HZ // 1000
+            account.trouble = Why.POWER_LOST.value
         return account
 
     def close(self, reason: str) -> None:
@@ -138,6 +156,7 @@ class Ledger:
         is_early = not tag.is_alert and at_ms < tag.end_ms - _ENDED_IN_TIME_MS
         told = (reason or "cut") if is_early else None
         if account.heard_samples:
+            account.told_ms = account.heard_ms
             self.write(
                 Line(
                     ReportKind.FINISHED,

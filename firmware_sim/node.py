@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from firmware_sim.clock import DeviceClock, Discipline
 from firmware_sim.faults import UseCases
 from firmware_sim.firmware import Box, Firmware, Kit, MakeLink
+from firmware_sim.health import Machine
 from firmware_sim.jitter import StreamCounts
 from firmware_sim.ledger import Line
 from firmware_sim.output import Horn, Recorder
@@ -36,6 +37,7 @@ class State:
     alerts: AlertsInForce
     refusals: dict[str, int]
     clock: Discipline
+    machine: Machine
     sounding: Tag | None
     lines: tuple[Line, ...]
     reports_waiting: int
@@ -94,6 +96,7 @@ class SpeakerNode:
             alerts=life.situation.alerts,
             refusals=dict(life.gate.refusals),
             clock=life.clock,
+            machine=life.machine(),
             sounding=life.ledger.sounding,
             lines=tuple(life.lines),
             reports_waiting=life.log.waiting,
@@ -146,6 +149,7 @@ class SpeakerNode:
             for task in (running, off):
                 task.cancel()
             results = await asyncio.gather(running, off, return_exceptions=True)
+            await life.settle()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result

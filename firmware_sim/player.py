@@ -153,6 +153,9 @@ class Situation:
     config: NodeConfigBody | None = None
     is_clock_trusted: bool = False
     finished_alerts: frozenset[str] = frozenset()
+    muted: Why | None = None
+    held: Why | None = None
+    given_up: frozenset[tuple[str, int]] = frozenset()
 
     def state(self) -> NodeState:
         """As `decide` wants it."""
@@ -167,6 +170,9 @@ class Situation:
             limits=config if config is not None else Limits(),
             is_clock_trusted=self.is_clock_trusted,
             finished_alerts=self.finished_alerts,
+            muted=self.muted,
+            held=self.held,
+            given_up=self.given_up,
         )
 
 

@@ -1,68 +1,92 @@
 """The node's flash: identity, what must be remembered before acting, the report journal, and room for assets.
 
 One folder per node. A file is replaced whole (write aside, fsync, rename, fsync of the folder), so a power cut leaves
-the old one or the new one. `Disk.is_full` is the fault that makes every write fail as a real full disk does.
+the old one or the new one. What must be remembered lies in two slots written in turn, each with a number and a
+checksum: flash that rots under one of them leaves the other, one write older. `Disk.is_full` is the fault that makes
+every write fail as a real full disk does, `Disk.is_power_low` the supply's warning under which nothing is written.
 """
 
 from __future__ import annotations
 
 import base64
 import errno
+import hashlib
 import json
 import os
+import struct
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from firmware_sim.clock import Remembered
+from firmware_sim.faultpoints import Point, faultpoint
 
 IDENTITY_FILE: Final = "identity.json"
-MEMORY_FILE: Final = "memory.json"
+MEMORY_SLOTS: Final = ("memory.a", "memory.b")
 JOURNAL_FILE: Final = "reports.log"
 ASSETS_FOLDER: Final = "assets"
 
 
 class Disk:
-    """A folder with a size and a way to be full."""
+    """A folder with a size, a way to be full, and a supply that may be too low to write."""
 
     def __init__(self, root: Path, *, capacity_bytes: int = 512 * 1024 * 1024) -> None:
         self.root = root
         self.capacity_bytes = capacity_bytes
         self.is_full = False
+        self.is_power_low: Callable[[], bool] = lambda: False
         root.mkdir(parents=True, exist_ok=True)
         (root / ASSETS_FOLDER).mkdir(exist_ok=True)
 
     def check(self) -> None:
-        """Raises `OSError(ENOSPC)` when full."""
+        """Raises `OSError`: `ENOSPC` when full, `EAGAIN` while the supply is too low to begin a write."""
         if self.is_full:
             raise OSError(errno.ENOSPC, "no space left on the node")
+        if self.is_power_low():
+            raise OSError(errno.EAGAIN, "the supply is too low to write")
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a file whole and durably. Raises `OSError`."""
+        """Write a file whole and durably. Raises `OSError`; then the old content stands."""
         self.check()
         target = self.root / name
         aside = target.with_name(target.name + ".new")
         with aside.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
+        faultpoint(Point.ASIDE_WRITTEN)
+        self.put(aside, target)
+
+    def put(self, aside: Path, target: Path) -> None:
+        """A file that is written and synced takes its place, durably. Raises `OSError`."""
         aside.replace(target)
+        faultpoint(Point.RENAMED)
         self._sync_folder(target.parent)
 
     def append(self, name: str, content: bytes) -> None:
-        """Add to a file durably. Raises `OSError`."""
+        """Add to a file durably. Raises `OSError`; then, where the disk allows it, nothing of it was added."""
         self.check()
         with (self.root / name).open("ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            before = file.tell()
+            try:
+                half = len(content) // 2
+                file.write(content[:half])
+                file.flush()
+                faultpoint(Point.LOG_TORN)
+                file.write(content[half:])
+                sync(file)
+            except OSError:
+                file.truncate(before)
+                raise
+        faultpoint(Point.LOG_WRITTEN)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, None if there is none."""
+        """A file's bytes, None if there is none or it cannot be read."""
         try:
             return (self.root / name).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
 
     @staticmethod
@@ -72,6 +96,68 @@ class Disk:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def sync(file: IO[bytes]) -> None:
+    """What was written to a file is on the disk. Raises `OSError`."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+_SLOT: Final = struct.Struct(">4sQ32s")
+_SLOT_MAGIC: Final = b"LOA1"
+
+
+class Slots:
+    """One content in two files: written into the older one, read from the newer one that is whole."""
+
+    def __init__(self, disk: Disk, names: tuple[str, str] = MEMORY_SLOTS) -> None:
+        self._disk = disk
+        self._names = names
+        self._number = 0
+        self._next = names[0]
+        self._lock = threading.Lock()  # two writers must not both find the same slot the older one
+        self.lost = 0
+        """How many slots were found torn or rotten when read."""
+
+    def load(self) -> bytes | None:
+        """The newest content that is whole; None if neither slot is."""
+        with self._lock:
+            found: dict[str, tuple[int, bytes]] = {}
+            self.lost = 0
+            for name in self._names:
+                raw = self._disk.read(name)
+                if raw is None:
+                    continue
+                read = _open_slot(raw)
+                if read is None:
+                    self.lost += 1
+                else:
+                    found[name] = read
+            newest = max(found, key=lambda name: found[name][0], default=None)
+            self._number = found[newest][0] if newest is not None else 0
+            self._next = self._names[1] if newest == self._names[0] else self._names[0]
+            return found[newest][1] if newest is not None else None
+
+    def save(self, content: bytes) -> None:
+        """Put content into the older slot. Raises `OSError`; then the newer slot stands."""
+        with self._lock:
+            number = self._number + 1
+            head = struct.pack(">Q", number)
+            digest = hashlib.sha256(head + content).digest()
+            self._disk.replace(self._next, _SLOT.pack(_SLOT_MAGIC, number, digest) + content)
+            self._number = number
+            self._next = self._names[1] if self._next == self._names[0] else self._names[0]
+
+
+def _open_slot(raw: bytes) -> tuple[int, bytes] | None:
+    if len(raw) < _SLOT.size:
+        return None
+    magic, number, digest = _SLOT.unpack_from(raw)
+    content = raw[_SLOT.size :]
+    if magic != _SLOT_MAGIC or hashlib.sha256(struct.pack(">Q", number) + content).digest() != digest:
+        return None
+    return number, content
 
 
 class BrokerAddress(BaseModel):
@@ -126,6 +212,10 @@ class Memory:
         self.clock: Remembered | None = None
         self.finished_alerts: set[str] = set()
         self.done_orders: list[str] = []
+        self.boots_ns: list[int] = []
+        """When the node got power lately, by the device's clock; a life that ended in good order is taken out."""
+        self.log_head: tuple[int, str | None] = (0, None)
+        """The device log's last line and its digest, a second copy of what the journal knows."""
 
     def dump(self) -> bytes:
         """As stored."""
@@ -139,12 +229,14 @@ class Memory:
                 else [clock.device_ns, clock.offset_ns, clock.slope, clock.uncertainty_ms],
                 "finished_alerts": sorted(self.finished_alerts),
                 "done_orders": self.done_orders[-100:],
+                "boots_ns": self.boots_ns[-16:],
+                "log_head": self.log_head,
             }
         ).encode()
 
     @classmethod
     def load(cls, raw: bytes | None) -> Memory:
-        """From the store; an unreadable file is an empty memory (the retained state fills it again)."""
+        """From the store; what cannot be read is an empty memory (the retained state fills it again)."""
         memory = cls()
         if raw is None:
             return memory
@@ -155,6 +247,9 @@ class Memory:
             memory.clock = Remembered(*told["clock"]) if told["clock"] else None
             memory.finished_alerts = set(told["finished_alerts"])
             memory.done_orders = list(told["done_orders"])
+            memory.boots_ns = [int(boot_ns) for boot_ns in told["boots_ns"]]
+            line, digest = told["log_head"]
+            memory.log_head = (int(line), digest)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
         return memory

@@ -413,6 +413,9 @@ class NodeState:
     limits: LimitsView = field(default_factory=Limits)
     is_clock_trusted: bool = True
     finished_alerts: AbstractSet[str] = frozenset()  # alerts sounded to their end and not to be repeated now
+    muted: Why | None = None  # why nothing at all may leave the amplifier now
+    held: Why | None = None  # why nothing planned may sound now, emergencies apart
+    given_up: AbstractSet[tuple[str, int]] = frozenset()  # (entry, start) of segments a power cut left unfinished
 
 
 class DecisionKind(enum.StrEnum):
@@ -441,6 +444,9 @@ class Why(enum.StrEnum):
     ASSET_MISSING = "asset_missing"
     STREAM_DEAD = "stream_dead"
     NO_SOURCE = "no_source"
+    POWER_LOW = "power_low"  # the supply is too weak for the amplifier
+    SAFE_MODE = "safe_mode"  # too many power-ons in a short time: nothing planned for a while
+    POWER_LOST = "power_lost"  # a power cut interrupted it, and too little was left to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,6 +479,8 @@ def decide(plan: PlanView | None, alerts: AlertsView | None, state: NodeState, n
     """
     if alerts is not None and alerts.stop_all:
         return Decision(DecisionKind.SILENCE, Why.STOP_ALL)
+    if state.muted is not None:
+        return Decision(DecisionKind.SILENCE, state.muted)
     alert = alert_in_force(alerts, state.finished_alerts, now_ms)
     if alert is not None:
         is_ready = alert.asset in state.ready_assets
@@ -525,6 +533,10 @@ def _from_plan(plan: PlanView, state: NodeState, now_ms: int) -> Decision:
 
 def _refusal(segment: SegmentView, state: NodeState, now_ms: int) -> Why | None:
     """Why a node will not sound a segment of its own valid plan, or None. The order is the order of gravity."""
+    if state.held is not None and segment.klass is not BulletinClass.EMERGENCY:
+        return state.held
+    if (segment.entry_id, segment.start_ms) in state.given_up:
+        return Why.POWER_LOST
     if segment.klass.severity > state.max_klass.severity:
         return Why.CLASS_ABOVE_KEY
     if segment.klass is not BulletinClass.EMERGENCY and is_quiet(state.limits, now_ms):

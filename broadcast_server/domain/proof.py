@@ -40,7 +40,11 @@ class ReportKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One report of one node. `id` is unique on the node; `heard`: sound in the stretch that ends (FINISHED)."""
+    """One report of one node. `id` is unique on the node.
+
+    `heard` (FINISHED): sound of the segment up to here in this `life` of the node, from one power-on to the next; with
+    no life named, sound of the one stretch that ends here.
+    """
 
     id: str
     entry_id: str
@@ -50,6 +54,7 @@ class Report:
     heard: timedelta = _ZERO
     underruns: int = 0
     reason: str | None = None
+    life: str | None = None
 
 
 class Planned(Protocol):
@@ -106,9 +111,10 @@ def judge(
     """What the reports say about one planned segment.
 
     `reports`: all of one node for this segment, any order, duplicates allowed; several stretches (cut and resumed) add
-    up. `reachable`: when the node was in contact. PLAYED when at most `tolerance` is lacking, and never less than half
-    was heard; PARTIAL below that; MISSED if the node says so, or was reachable for the whole segment and reported
-    nothing; else UNKNOWN. Raises `Corrupt` if a report names another segment.
+    up, within one life by the node's own count. `reachable`: when the node was in contact. PLAYED when at most
+    `tolerance` is lacking, and never less than half was heard; PARTIAL below that; MISSED if the node says so, or was
+    reachable for the whole segment and reported nothing; else UNKNOWN. Raises `Corrupt` if a report names another
+    segment.
     """
     told = {report.id: report for report in reports}.values()
     for report in told:
@@ -117,7 +123,7 @@ def judge(
     length = planned.end - planned.start
     by_kind = {kind: [report for report in told if report.kind is kind] for kind in ReportKind}
     started, finished = by_kind[ReportKind.STARTED], by_kind[ReportKind.FINISHED]
-    heard = min(length, sum((report.heard for report in finished), _ZERO))
+    heard = min(length, sum((report.heard for report in _last_of_lives(finished)), _ZERO))
     started_at = min((report.at for report in started), default=None)
     verdict: Verdict = Verdict.UNKNOWN
     reason: str | None = Missing.UNREACHABLE
@@ -136,9 +142,19 @@ def judge(
         heard,
         started_at,
         None if started_at is None else started_at - planned.start,
-        sum(report.underruns for report in finished),
+        sum(report.underruns for report in _last_of_lives(finished)),
         None if verdict is Verdict.PLAYED else reason,
     )
+
+
+def _last_of_lives(finished: Iterable[Report]) -> list[Report]:
+    """The report of each life that counts most: a later one of the same life includes the earlier ones."""
+    most: dict[str, Report] = {}
+    for report in finished:
+        key = report.id if report.life is None else f"life {report.life}"
+        if key not in most or report.heard > most[key].heard:
+            most[key] = report
+    return list(most.values())
 
 
 def _last_reason(reports: Iterable[Report]) -> str | None:

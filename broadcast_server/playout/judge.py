@@ -363,6 +363,7 @@ def _said(session: Session, entries: Collection[str], nodes: Collection[str]) ->
                     heard=timedelta(milliseconds=row.body.get("heard_ms", 0)),
                     underruns=row.body.get("underruns", 0),
                     reason=None if row.body.get("reason") is None else row.body["reason"][:120],
+                    life=row.boot_id,
                 )
             )
     return found

@@ -22,7 +22,7 @@ def asset(folder: Path) -> Path:
 
 async def test_an_asset_opens_with_its_first_sample_and_ends_with_its_last(tmp_path: Path):
     library = SoundLibrary(inline)
-    sound = library.sound("a" * 64, asset(tmp_path))
+    sound = library.give("a" * 64, asset(tmp_path).read_bytes())
     await sound.prepare(0, 60 * 48_000)
     assert sound.length is not None
     assert abs(sound.length - 14.5 * 48_000) <= 960
@@ -40,9 +40,9 @@ async def test_an_asset_opens_with_its_first_sample_and_ends_with_its_last(tmp_p
 async def test_joining_in_the_middle_decodes_the_same_sound_as_from_the_start(tmp_path: Path):
     library = SoundLibrary(inline)
     path = asset(tmp_path)
-    whole = library.sound("a" * 64, path)
+    whole = library.give("a" * 64, path.read_bytes())
     await whole.prepare(0, 60 * 48_000)
-    late = library.sound("b" * 64, path)
+    late = library.give("b" * 64, path.read_bytes())
     low, high = 2 * STRETCH_SAMPLES, 2 * STRETCH_SAMPLES + 96_000
     assert late.read(low, high) is None
     await late.prepare(low, high)
@@ -57,7 +57,7 @@ async def test_what_is_not_audio_is_broken_and_sounds_nothing(tmp_path: Path):
     library = SoundLibrary(inline)
     path = tmp_path / "x.opus"
     path.write_bytes(b"#EXTM3U\nfile:///etc/passwd\n" * 50)
-    sound = library.sound("c" * 64, path)
+    sound = library.give("c" * 64, path.read_bytes())
     await sound.prepare(0, 48_000)
     assert sound.is_broken
     assert sound.read(0, 48_000) is None
@@ -66,7 +66,7 @@ async def test_what_is_not_audio_is_broken_and_sounds_nothing(tmp_path: Path):
 
 async def test_memory_is_bounded_and_what_was_dropped_is_decoded_again(tmp_path: Path):
     library = SoundLibrary(inline, keep_bytes=STRETCH_SAMPLES * 2)
-    sound = library.sound("a" * 64, asset(tmp_path))
+    sound = library.give("a" * 64, asset(tmp_path).read_bytes())
     await sound.prepare(0, 48_000)
     await sound.prepare(STRETCH_SAMPLES, STRETCH_SAMPLES + 48_000)
     assert not sound.is_ready(0, 48_000)

@@ -132,12 +132,12 @@ async def test_a_download_that_breaks_is_resumed_and_a_wrong_one_never_sounds(st
 
 
 async def test_after_a_power_dip_without_network_it_goes_on_at_the_wall_clocks_second(station: Station, tmp_path: Path):
-    sha = station.add_asset(ogg_opus(tone((700, 1600), 12.0)), 12_000)
+    sha = station.add_asset(ogg_opus(tone((700, 1600), 20.0)), 20_000)
     async with Village(station, tmp_path) as village:
         node = village.node(offset_ms=200)
         await until(lambda: node.firmware is not None and node.state.clock.exchanges >= 8)
         t0 = now_ms() + 1_000
-        station.plan(node.node_id, [segment("long", t0, 6.0, asset=sha), segment("next", t0 + 6_000, 1.5, asset=sha)])
+        station.plan(node.node_id, [segment("long", t0, 18.0, asset=sha)])
         await until(lambda: sha in node.state.ready_assets)
         assert node.firmware is not None
         node.firmware._memory.clock = node.firmware.clock.remember(node.box.clock.now_ns())
@@ -147,17 +147,16 @@ async def test_after_a_power_dip_without_network_it_goes_on_at_the_wall_clocks_s
         station.stop_broker()
         node.faults.reboot()
         await until(lambda: node.state.boot_id != boot and node.state.sounding is not None)
-        await until(lambda: node.state.reports_waiting >= 3, 10)
+        await until(lambda: node.state.reports_waiting >= 1, 10)
         station.start_broker()
         station.publish_keys()
         await until(lambda: node.state.reports_waiting == 0, 15)
-        boots = {report.boot_id for _, report in station.reports}
-        assert len(boots) == 2
+        assert len({report.boot_id for _, report in station.reports}) == 2
+        assert sorted({report.line for _, report in station.reports}) == [1, 2]
         found = await recording(village, node, t0)
         assert abs(found[0][1]) < 0.05
         assert found[0][2] < 2.0
         assert found[1][1] < 3.0
-        assert abs(found[-1][2] - 7.5) < 0.05
 
 
 async def test_a_relay_with_a_lost_batch_is_partial_and_ends_when_its_lease_does(station: Station, tmp_path: Path):

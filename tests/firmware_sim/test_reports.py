@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.output import Played
 from firmware_sim.player import Chunk, Sounding, Tag
-from firmware_sim.reports import DeviceKey, DeviceLog
+from firmware_sim.reports import MAX_ENTRIES, DeviceKey, DeviceLog, Seal
 from firmware_sim.store import JOURNAL_FILE, Disk, Identity, Memory
 from speaker_protocol import messages as wire
 from speaker_protocol.messages import ReportKind
@@ -19,11 +20,35 @@ from tests.firmware_sim.world import SECRET, inline
 SECOND = 48_000
 
 
-def report(sequence: int) -> bytes:
-    body = wire.ReportBody(
-        boot_id="b1", sequence=sequence, kind=ReportKind.FINISHED, entry_id="e", segment_start_ms=1, at_ms=2
-    )
-    return DeviceKey(SECRET).seal_report("n1", body, 1_790_000_000_000)
+def seal(sequence: int) -> Seal:
+    def sealed(line: int | None, previous: str | None) -> bytes:
+        body = wire.ReportBody(
+            boot_id="b1",
+            sequence=sequence,
+            kind=ReportKind.FINISHED,
+            entry_id="e",
+            segment_start_ms=1,
+            at_ms=2,
+            line=line,
+            previous=previous,
+        )
+        return DeviceKey(SECRET).seal_report("n1", body, 1_790_000_000_000)
+
+    return sealed
+
+
+def body_of(raw: bytes) -> wire.ReportBody:
+    return wire.decode(wire.ReportBody, parse(raw).body)
+
+
+def chain(log: DeviceLog) -> list[int | None]:
+    """The numbers of all lines that wait, each held against the line before it."""
+    raws = log.envelopes()
+    bodies = [body_of(raw) for raw in raws]
+    for before, raw, body in zip(bodies, raws, bodies[1:], strict=False):
+        if body.line is not None and before.line is not None and body.line == before.line + 1:
+            assert body.previous == hashlib.sha256(raw).hexdigest()
+    return [body.line for body in bodies]
 
 
 def log_on(folder: Path) -> tuple[DeviceLog, Disk]:
@@ -33,65 +58,134 @@ def log_on(folder: Path) -> tuple[DeviceLog, Disk]:
     return log, disk
 
 
+async def written(log: DeviceLog, *sequences: int) -> None:
+    for sequence in sequences:
+        log.add("b1", sequence, seal(sequence))
+        await log.store()
+
+
+def sent_by(log: DeviceLog, at_s: float = 0.0) -> list[bytes]:
+    sent: list[bytes] = []
+    log.send_due(at_s, lambda raw: not sent.append(raw))
+    return sent
+
+
 async def test_a_report_is_sent_only_once_stored_and_again_until_acknowledged(tmp_path: Path):
     log, _ = log_on(tmp_path)
-    sent: list[bytes] = []
-    log.add("b1", 1, report(1))
-    log.send_due(0.0, lambda raw: not sent.append(raw))
-    assert sent == []
+    log.add("b1", 1, seal(1))
+    assert sent_by(log) == []
     await log.store()
-    for at in (0.0, 0.5, 10.0, 11.0, 30.0):
-        log.send_due(at, lambda raw: not sent.append(raw))
+    sent = [raw for at in (0.0, 0.5, 10.0, 11.0, 30.0) for raw in sent_by(log, at)]
     assert len(sent) == 3
     envelope = parse(sent[0])
     assert (envelope.kind, envelope.target, envelope.sequence) == (Kind.REPORT, "n1", 1)
     log.acknowledge("b1", (1,))
     log.acknowledge("b1", (1, 7))
-    log.send_due(1_000.0, lambda raw: not sent.append(raw))
-    assert (len(sent), log.waiting, log.acknowledged) == (3, 0, 1)
+    assert (sent_by(log, 1_000.0), log.waiting, log.acknowledged) == ([], 0, 1)
 
 
 async def test_a_power_cut_loses_no_report_and_an_acknowledged_one_does_not_come_back(tmp_path: Path):
     log, disk = log_on(tmp_path)
-    for sequence in range(1, 6):
-        log.add("b1", sequence, report(sequence))
-    await log.store()
+    await written(log, 1, 2, 3, 4, 5)
     log.acknowledge("b1", (1, 2))
     await log.store()
     with (disk.root / JOURNAL_FILE).open("ab") as file:
         file.write(b'{"boot": "b1", "sequ')  # the power went here
     reborn, _ = log_on(tmp_path)
-    assert reborn.waiting == 3
+    assert (chain(reborn), reborn.head, reborn.damaged) == ([3, 4, 5], log.head, 0)
+    await written(reborn, 6)
+    again, _ = log_on(tmp_path)
+    assert chain(again) == [3, 4, 5, 6]  # nothing was written behind the torn line
 
 
-async def test_a_full_disk_keeps_reports_in_memory_and_counts(tmp_path: Path):
-    log, disk = log_on(tmp_path)
-    disk.is_full = True
-    log.add("b1", 1, report(1))
+async def test_every_line_names_the_one_before_over_all_boots_and_acknowledgements(tmp_path: Path):
+    log, _ = log_on(tmp_path)
+    await written(log, 1, 2)
+    first, second = log.envelopes()
+    assert (body_of(first).line, body_of(first).previous) == (1, None)
+    assert body_of(second).previous == hashlib.sha256(first).hexdigest()
+    log.acknowledge("b1", (1, 2))
     await log.store()
-    sent: list[bytes] = []
-    log.send_due(0.0, lambda raw: not sent.append(raw))
-    assert (len(sent), log.unstored, log.waiting) == (1, 1, 1)
+    reborn, _ = log_on(tmp_path)
+    await written(reborn, 3)
+    (third,) = reborn.envelopes()
+    assert (body_of(third).line, body_of(third).previous) == (3, hashlib.sha256(second).hexdigest())
+
+
+async def test_a_full_disk_tells_outside_of_the_chain_and_never_gives_a_number_twice(tmp_path: Path):
+    log, disk = log_on(tmp_path)
+    await written(log, 1)
+    disk.is_full = True
+    await written(log, 2)
+    assert ([body_of(raw).line for raw in sent_by(log)], log.unstored, log.waiting) == ([1, None], 1, 2)
+    disk.is_full = False
+    await written(log, 3)
+    assert [line for line in chain(log) if line is not None] == [1, 2]
+    assert chain(log_on(tmp_path)[0]) == [1, None, 2]
+
+
+async def test_while_the_supply_is_low_lines_wait_and_are_written_after(tmp_path: Path):
+    log, disk = log_on(tmp_path)
+    disk.is_power_low = lambda: True
+    await written(log, 1)
+    log.note_heard(("e", 1), 30_000)
+    assert (sent_by(log), log.is_unwritten, disk.read(JOURNAL_FILE)) == ([], True, None)
+    disk.is_power_low = lambda: False
+    await log.store()
+    assert [body_of(raw).line for raw in sent_by(log)] == [1]
+
+
+async def test_what_was_sounding_when_the_power_went_is_known_with_what_was_heard_of_it(tmp_path: Path):
+    log, _ = log_on(tmp_path)
+    log.add("b1", 1, seal(1), opens=("whole", 5))
+    log.add("b1", 2, seal(2), closes=("whole", 5))
+    log.add("b1", 3, seal(3), opens=("cut", 9))
+    await log.store()
+    log.note_heard(("cut", 9), 30_000)
+    await log.store()
+    assert log_on(tmp_path)[0].interrupted == {("cut", 9): 30_000}
+
+
+async def test_rot_in_the_journal_costs_the_line_it_hit_and_no_number_is_given_again(tmp_path: Path):
+    log, disk = log_on(tmp_path)
+    await written(log, 1, 2, 3)
+    path = disk.root / JOURNAL_FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    rotten = bytearray(lines[1])
+    rotten[-40] ^= 0x01  # in the envelope's text
+    path.write_bytes(lines[0] + bytes(rotten) + lines[2])
+    reborn, _ = log_on(tmp_path)
+    assert (chain(reborn), reborn.damaged, reborn.head) == ([1, 3], 1, log.head)
+    path.write_bytes(lines[0] + lines[1] + b"\x00" + lines[2][1:])
+    reborn, _ = log_on(tmp_path)
+    await written(reborn, 4)
+    assert chain(reborn) == [1, 2, 4]
 
 
 async def test_the_journal_does_not_grow_for_ever(tmp_path: Path):
     log, disk = log_on(tmp_path)
     for sequence in range(1, 700):
-        log.add("b1", sequence, report(sequence))
-        await log.store()
+        await written(log, sequence)
         log.acknowledge("b1", (sequence,))
     await log.store()
     assert len((disk.read(JOURNAL_FILE) or b"").splitlines()) < 500
+    reborn, _ = log_on(tmp_path)
+    assert (reborn.head, reborn.waiting) == (log.head, 0)
+
+
+async def test_ninety_days_without_a_server_drop_the_oldest_by_name(tmp_path: Path):
+    log, _ = log_on(tmp_path)
+    for sequence in range(1, MAX_ENTRIES + 4):
+        log.add("b1", sequence, seal(sequence))
+    await log.store()
+    assert (log.dropped, log.waiting) == (3, MAX_ENTRIES)
 
 
 async def test_no_connection_no_attempt_is_used_up(tmp_path: Path):
     log, _ = log_on(tmp_path)
-    log.add("b1", 1, report(1))
-    await log.store()
+    await written(log, 1)
     log.send_due(0.0, lambda _raw: False)
-    sent: list[bytes] = []
-    log.send_due(0.0, lambda raw: not sent.append(raw))
-    assert len(sent) == 1
+    assert len(sent_by(log)) == 1
 
 
 class Books:
