@@ -1,8 +1,12 @@
-"""`firmware-sim run`: nodes against a real server. Exit 0 done, 2 usage, 3 could not start, 1 a node died."""
+"""`firmware-sim run`: nodes against a real server. Exit 0 done, 2 usage, 3 could not start, 1 a node died.
+
+`firmware-sim simulate` hands over to the package `simulation`, which holds both programs; a node knows nothing of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import signal
@@ -65,6 +69,15 @@ def run(
             typer.echo(f"firmware-sim: {error}", err=True)
             raise typer.Exit(2) from None
         raise typer.Exit(asyncio.run(_run(options, seconds, as_json=as_json)))
+
+
+@cli.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def simulate(context: typer.Context) -> None:
+    """Server and nodes in one process on virtual time, with faults: see `python -m simulation --help`."""
+    raise typer.Exit(importlib.import_module("simulation.__main__").main(context.args))
 
 
 async def _run(options: FleetOptions, seconds: float | None, *, as_json: bool) -> int:

@@ -72,7 +72,7 @@ class DeviceClock:
 
     def __init__(self, true: TrueTime, *, offset_ms: float = 0.0, drift_ppm: float = 0.0) -> None:
         self._true = true
-        self._anchor_true_ns = true.now_ns()
+        self._anchor_true_ns = self._born_ns = true.now_ns()
         self._anchor_device_ns = self._anchor_true_ns + round(offset_ms * MS)
         self.drift_ppm = drift_ppm
 
@@ -88,6 +88,10 @@ class DeviceClock:
     def at(self, true_ns: int) -> int:
         """What it shows at a true instant. For the sound card, which runs on the same crystal."""
         return self._anchor_device_ns + round((true_ns - self._anchor_true_ns) * self.rate)
+
+    def crystal_ns(self) -> int:
+        """What the crystal has counted, in nanoseconds from an arbitrary origin; no jump of the clock moves it."""
+        return round((self._true.now_ns() - self._born_ns) * self.rate)
 
     def jump(self, by_ms: float) -> None:
         """Make it jump."""

@@ -24,12 +24,14 @@ from firmware_sim.assets import AssetKeeper, Lane, Wanted
 from firmware_sim.boots import Boots, Return, return_of
 from firmware_sim.clock import MS, SECOND, DeviceClock, Discipline, Exchange, TrueTime
 from firmware_sim.decoder import AssetSound, DecodeCache, Offload, SoundLibrary
+from firmware_sim.dry import DryCard, Witness
 from firmware_sim.faultpoints import Point, faultpoint
 from firmware_sim.health import TRUSTED_WITHIN_MS, Machine, Signs, machine
 from firmware_sim.jitter import StreamReceiver
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.link import Link
 from firmware_sim.output import Dac, Horn, Played, Recorder, join
+from firmware_sim.pace import FIELD, Pace, sleep_or
 from firmware_sim.player import (
     ALERT_REPEATS,
     ATTENTION_MS,
@@ -83,13 +85,10 @@ BURST_EVERY_S: Final = 0.25
 HURRIED: Final = 18
 HURRY_SLOWS: Final = 1.3
 """While the way is too unsteady for a good estimate more is asked, ever slower: the crowd may be what makes it so."""
-PROBE_S: Final = (5.0, 10.0)
 STREAM_LEAD_MS: Final = 8_000
 STREAM_DEAD_NS: Final = 10 * SECOND
 PREPARE_AHEAD_MS: Final = 15_000
 REMEMBER_CLOCK_S: Final = 600.0
-IDLE_HOUSE_S: Final = 3.0
-LONGEST_NAP_S: Final = 5.0
 MAX_ORDERS: Final = 16
 URGENT_DOWNLOADS: Final = 8
 NOTE_HEARD_S: Final = 30.0
@@ -109,6 +108,7 @@ class Kit:
     library: SoundLibrary
     streams: DecodeCache
     bodies: PlanBodies
+    pace: Pace = FIELD
     urgent_downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(URGENT_DOWNLOADS))
     """The lane of its own for what sounds within the hour."""
 
@@ -154,6 +154,9 @@ class Box:
     horn: Horn
     recorder: Recorder | None
     has_output: bool = True
+    is_dry: bool = False
+    """Without samples (`has_output` is False), but with a card that consumes time: see `dry`."""
+    witness: Witness | None = None
     faultline: Faultline = field(default_factory=Faultline)
 
     def __post_init__(self) -> None:
@@ -233,6 +236,8 @@ class Firmware:
         self._followed: PlanInForce | None = None
         self._listening: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._silent_until_ns: int | None = None
+        self._dry = DryCard(box.horn) if box.is_dry else None
+        self._wake_output = asyncio.Event()
         self._remembered_s = 0.0
         self.gate = Gate(
             node_id=self.node_id,
@@ -431,6 +436,8 @@ class Firmware:
         unknown = self.gate.refusals["unknown_key"]
         if take(raw, now_ms):
             self._memory.messages[topic] = raw
+            if self._box.witness is not None:
+                self._box.witness.obeyed(topic, raw)
         elif self.gate.refusals["unknown_key"] > unknown:
             self._held[topic] = raw
 
@@ -533,7 +540,7 @@ class Firmware:
             self.link.publish(str(NodeTime(self.node_id)), question.encode(), qos=NodeTime.qos)
             asked += 1
             # A burst first: the clock must be right before the first programme, not within the hour.
-            wait_s = self._chance.uniform(*PROBE_S)
+            wait_s = self._chance.uniform(*self._kit.pace.probe_s)
             if self.clock.exchanges < BURST and asked < 4 * BURST:
                 wait_s = BURST_EVERY_S * self._chance.uniform(0.7, 1.3)
             elif self.clock.is_doubtful() and asked < HURRIED:
@@ -582,7 +589,7 @@ class Firmware:
             await fetch.wait()
             fetch.clear()
             wait_s = self.assets.wait_s(lane)
-            if wait_s < IDLE_HOUSE_S:
+            if wait_s < self._kit.pace.idle_house_s:
                 await self._kit.true.sleep(wait_s)
                 await self.assets.fetch_due(lane, self._now_ms())
                 await self._prepare()
@@ -689,8 +696,10 @@ class Firmware:
 
     async def _output(self) -> None:
         while True:
-            wait_s = self._tick() if self.dac is not None else self._tick_without_output()
-            await self._kit.true.sleep(wait_s)
+            if self.dac is not None:
+                await self._kit.true.sleep(self._tick())
+            else:
+                await sleep_or(self._wake_output, self._tick_without_output(), self._kit.true)
 
     def _tick(self) -> float:
         dac = self.dac
@@ -710,6 +719,16 @@ class Firmware:
                 if last is not None:
                     self._cursor_ns = last.server_ns + last.samples * SECOND // SAMPLE_RATE_HZ
             self._fill(dac)
+        else:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Account for what has sounded until now, before something changes what sounds from now on."""
+        if self.dac is not None:
+            self.dac.run()
+        else:
+            self._tick_without_output()
+            self._wake_output.set()
 
     def _fill(self, dac: Dac) -> bool:
         """Render until enough is queued; False if something is awaited that may still come."""
@@ -842,26 +861,37 @@ class Firmware:
                 self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
 
     def _tick_without_output(self) -> float:
-        """A node that verifies and decides but has no output: it says so, and never claims to have been heard."""
+        """The output that has no samples: a dry card's durations, or nothing at all; how long it may sleep."""
         device_ns = self._box.clock.now_ns()
         if not self.clock.is_known:
+            if self._dry is not None:
+                self._dry.stop()
             return 0.5
         now_ns = self.clock.server_ns(device_ns)
-        low_ns = self._silent_until_ns or now_ns
-        if now_ns > low_ns:
-            self._refresh_situation(now_ns, device_ns)
-            for receiver in self.streams.values():
-                receiver.forget_before(now_ns)
-            for stretch in stretches(self.situation, low_ns, now_ns):
-                samples = (stretch.end_ns - stretch.start_ns) * SAMPLE_RATE_HZ // SECOND
-                chunk = Chunk(samples, stretch.start_ns, Sounding.SILENCE, stretch.decision.why, stretch.tag)
-                self.ledger.played(Played(chunk))
-                if self.ledger.current is not None:
-                    self.ledger.current.trouble = self.ledger.current.trouble or "no_output"
-        self._silent_until_ns = max(now_ns, low_ns)
+        self._refresh_situation(now_ns, device_ns)
+        for receiver in self.streams.values():
+            receiver.forget_before(now_ns)
+        if self._dry is not None:
+            for piece in self._dry.catch_up(self.situation, self._box.clock.crystal_ns(), now_ns, JUMP_NS):
+                self._played(piece)
+                if self._box.witness is not None:
+                    self._box.witness.sounded(piece)
+        else:
+            self._pass_in_silence(now_ns)
         change_ms = next_change_ms(self.situation, now_ns // MS)
-        longest_s = 1.0 if self.streams else LONGEST_NAP_S
-        return longest_s if change_ms is None else min(longest_s, max(0.1, change_ms / 1000 - now_ns / SECOND))
+        longest_s = 1.0 if self.streams else self._kit.pace.nap_s
+        return longest_s if change_ms is None else min(longest_s, max(0.001, change_ms / 1000 - now_ns / SECOND))
+
+    def _pass_in_silence(self, now_ns: int) -> None:
+        """A node that verifies and decides but has no output: it says so, and never claims to have been heard."""
+        low_ns = self._silent_until_ns or now_ns
+        for stretch in stretches(self.situation, low_ns, now_ns):
+            samples = (stretch.end_ns - stretch.start_ns) * SAMPLE_RATE_HZ // SECOND
+            chunk = Chunk(samples, stretch.start_ns, Sounding.SILENCE, stretch.decision.why, stretch.tag)
+            self.ledger.played(Played(chunk))
+            if self.ledger.current is not None:
+                self.ledger.current.trouble = self.ledger.current.trouble or "no_output"
+        self._silent_until_ns = max(now_ns, low_ns)
 
     # -- what goes up -------------------------------------------------------------------------------------------------
 
@@ -1040,4 +1070,5 @@ class Firmware:
                 await self._save()
             if self.log.is_unwritten:
                 self._journal.set()
-            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1) * (1.0 if self._is_busy() else IDLE_HOUSE_S))
+            pace_s = self._kit.pace.busy_house_s if self._is_busy() else self._kit.pace.idle_house_s
+            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1) * pace_s)

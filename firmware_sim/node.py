@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 
 from firmware_sim.clock import DeviceClock, Discipline
+from firmware_sim.dry import Witness
 from firmware_sim.faults import UseCases
 from firmware_sim.firmware import Box, Firmware, Kit, MakeLink
 from firmware_sim.health import Machine
@@ -62,9 +63,19 @@ class SpeakerNode:
         clock: DeviceClock,
         recorder: Recorder | None = None,
         has_output: bool = True,
+        witness: Witness | None = None,
     ) -> None:
+        """`witness`: the output has no samples then but durations, and this one hears them (see `dry`)."""
         self.identity = identity
-        self.box = Box(clock=clock, disk=disk, horn=Horn(), recorder=recorder, has_output=has_output)
+        self.box = Box(
+            clock=clock,
+            disk=disk,
+            horn=Horn(),
+            recorder=recorder,
+            has_output=has_output and witness is None,
+            is_dry=witness is not None,
+            witness=witness,
+        )
         self.faults = UseCases(self)
         self.firmware: Firmware | None = None
         self.boots = 0
@@ -74,6 +85,7 @@ class SpeakerNode:
         self._power_off = asyncio.Event()
         self._is_orderly = False
         self._is_over = False
+        self._dark_s = 0.0
 
     @property
     def node_id(self) -> str:
@@ -114,7 +126,14 @@ class SpeakerNode:
 
     def power_cycle(self, *, is_orderly: bool = False) -> None:
         """Off and on again; orderly, the books are closed first."""
+        self.cut_power(0.0)
         self._is_orderly = is_orderly
+
+    def cut_power(self, for_s: float) -> None:
+        """No power for so long: nobody says goodbye, and what was only in memory is gone."""
+        if self.firmware is not None:
+            self.firmware.catch_up()
+        self._is_orderly, self._dark_s = False, for_s
         self._power_off.set()
 
     async def run(self) -> None:
@@ -122,6 +141,10 @@ class SpeakerNode:
         try:
             while True:
                 await self._one_life()
+                dark_s, self._dark_s = self._dark_s, 0.0
+                if dark_s:
+                    self.firmware = None
+                    await self._kit.true.sleep(dark_s)
         finally:
             self._is_over = True
             life = self.firmware

@@ -24,6 +24,7 @@ from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
 from broadcast_server.playout.inbox import Heard
+from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
 from broadcast_server.playout.urgent import UrgentLane
 from broadcast_server.relay.engine import FeedKind, StreamSpec
@@ -34,12 +35,8 @@ from broadcast_server.store.session import Session, Store
 
 log = get_logger()
 
-LOOK_S: Final = 0.5
-REPLAN_S: Final = 30.0
-"""Plans are looked at again this often even if no bell rang."""
 URGENT_LOOK_S: Final = 5.0
 OVERDUE_AFTER: Final = timedelta(seconds=20)
-OVERDUE_LOOK_S: Final = 5.0
 SLICE: Final = 500
 STREAM_LEAD: Final = timedelta(seconds=12)
 STREAM_TAIL: Final = timedelta(seconds=6)
@@ -92,6 +89,7 @@ class Conductor:
         speak_for: Callable[[Sequence[str]], None],
         is_alone: bool = False,
         is_clock_trusted: Callable[[], bool] = lambda: True,
+        pace: Pace = PRODUCTION,
     ) -> None:
         """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys.
 
@@ -102,7 +100,7 @@ class Conductor:
         self._name, self._store, self._bus, self._signer = name, store, bus, signer
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
-        self._speak_for, self._is_alone = speak_for, is_alone
+        self._speak_for, self._is_alone, self._pace = speak_for, is_alone, pace
         self._ear, self._urgent_ear = store.doorbell.ear(), store.doorbell.ear()
         self._urgent = UrgentLane(
             store=store, signer=signer, clock=clock, office=self, speak_for=speak_for, may_say_keys=is_clock_trusted
@@ -165,9 +163,9 @@ class Conductor:
         return self._epoch > 0 and self._seen > (self._epoch, self._given)
 
     async def run(self) -> None:
-        """Tick for ever: at every ring, and every `LOOK_S` without one."""
+        """Tick for ever: at every ring, and every `Pace.look_s` without one."""
         while True:
-            if await self._ear.wait(LOOK_S):
+            if await self._ear.wait(self._pace.look_s):
                 self._must_plan = True
             await self.tick()
 
@@ -301,7 +299,7 @@ class Conductor:
         is_stale = (
             desired is None
             or self._must_plan
-            or now_s - self._planned_s >= REPLAN_S
+            or now_s - self._planned_s >= self._pace.replan_s
             or desired.window != self._planner.window(now)
         )
         if is_stale or desired is None:
@@ -424,7 +422,7 @@ class Conductor:
     async def _publish_overdue(self, desired: Desired, now: datetime) -> None:
         """Nodes that are online and did not say they follow: send again, under a new number."""
         now_s = self._clock.monotonic()
-        if now_s - self._overdue_s < OVERDUE_LOOK_S:
+        if now_s - self._overdue_s < self._pace.overdue_look_s:
             return
         self._overdue_s = now_s
         silent = set(await self._store.read(lambda session: plans.overdue(session, published_before=now)))

@@ -1,10 +1,10 @@
 """What nodes say, taken in: statuses coalesced, reports believed only when signed and stored before they are answered.
 
 A maintainer must not break: (1) a report is acknowledged only after the commit that holds it; the node keeps it until
-then, so dropping one under load loses nothing; (2) one commit per `FLUSH_S` at most, however many nodes speak, and it
-does not ring the doorbell: what nodes say changes no plan; (3) a time question is answered with the instant its bytes
-arrived, stamped by the bus, and the instant the answer left; (4) what the database does not take is found by halving,
-counted and left out: one node's nonsense costs nobody else a word.
+then, so dropping one under load loses nothing; (2) one commit per `Pace.flush_s` at most, however many nodes speak, and
+it does not ring the doorbell: what nodes say changes no plan; (3) a time question is answered with the instant its
+bytes arrived, stamped by the bus, and the instant the answer left; (4) what the database does not take is found by
+halving, counted and left out: one node's nonsense costs nobody else a word.
 
 Everything refused is counted by reason in `refused`; nothing a node sends can raise out of here.
 """
@@ -24,14 +24,15 @@ from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus, Message
 from broadcast_server.playout import wire
 from broadcast_server.playout.clock_watch import ClockWatch
+from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.signer.port import Signer
 from broadcast_server.store import outbox, plans, reports
+from broadcast_server.store.doorbell import Ear
 from broadcast_server.store.reports import KnownNode
 from broadcast_server.store.session import Session, Store
 
 log = get_logger()
 
-FLUSH_S: Final = 0.2
 REPORTS_WAITING: Final = 20_000
 QUESTIONS_WAITING: Final = 5_000
 REPORTS_AT_ONCE: Final = 2_000
@@ -70,6 +71,7 @@ class Inbox:
         epoch: Callable[[], int],
         on_heard: Callable[[Heard], None],
         watch: ClockWatch | None = None,
+        pace: Pace = PRODUCTION,
     ) -> None:
         """`epoch`: the leader's epoch, for what is signed. `on_heard` is called in the loop after each commit. `watch`:
         told what nodes believe of the time; while it doubts the clock nobody is told the time.
@@ -78,6 +80,9 @@ class Inbox:
         self._bus, self._store, self._signer = bus, store, signer
         self._clock, self._chance = clock, chance
         self._epoch, self._on_heard = epoch, on_heard
+        self._pace, self._news = pace, Ear(clock)
+        self._links: dict[str, str] = {}
+        """Each node's link as it was last told, to know news from routine."""
         self._known: dict[str, KnownNode] = {}
         self._strangers: set[str] = set()
         self._loaded_s = -RELOAD_S
@@ -91,9 +96,11 @@ class Inbox:
         bus.subscribe(wire.QUESTIONS, self._take_question)
 
     async def run(self) -> None:
-        """Commit what came in, at most every `FLUSH_S`, for ever."""
+        """Commit what came in, at most every `Pace.flush_s`, for ever."""
         while True:
-            await self._clock.sleep(FLUSH_S)
+            if self._pace.statuses_s:
+                await self._news.wait(self._pace.statuses_s)
+            await self._clock.sleep(self._pace.flush_s)
             await self.flush()
 
     async def answer(self) -> None:
@@ -205,6 +212,12 @@ class Inbox:
         if self._watch is not None and word.is_online:
             believed = word.believed_time
             self._watch.heard_status(word.node_id, *believed, message.arrived, retained=message.retained)
+        link = word.body.link.value
+        if self._links.get(word.node_id) != link:
+            if len(self._links) >= STATUSES_WAITING:
+                self._links.clear()  # names nobody knows; the next word of each is news again
+            self._links[word.node_id] = link
+            self._news.hear()
 
     def _take_report(self, message: Message) -> None:
         signed = wire.read_report_topic(message.topic, message.payload, self.refused)
@@ -212,6 +225,7 @@ class Inbox:
             if len(self._reports) == REPORTS_WAITING:
                 self.refused["report_queue_full"] += 1  # the oldest goes; its node sends it again
             self._reports.append(signed)
+            self._news.hear()
 
     def _take_question(self, message: Message) -> None:
         asked = wire.read_question(message.topic, message.payload, self.refused)

@@ -23,6 +23,7 @@ from broadcast_server.domain.plan import PlanSegment
 from broadcast_server.domain.proof import Report, ReportKind, judge
 from broadcast_server.logs import get_logger
 from broadcast_server.playout.inbox import Heard
+from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.planner import Desired, TargetPlan
 from broadcast_server.store import reports
 from broadcast_server.store.plans import Seat
@@ -31,7 +32,6 @@ from broadcast_server.store.session import Session, Store
 
 log = get_logger()
 
-LOOK_S: Final = 1.0
 LOOK_BACK: Final = timedelta(hours=26)
 LINES_AT_ONCE: Final = 2_000
 EARLY: Final = timedelta(minutes=1)
@@ -53,9 +53,12 @@ class _Planned:
 class Judge:
     """One per process with the `inbox` role; works from the last planning and from what the inbox committed."""
 
-    def __init__(self, *, store: Store, clock: Clock, chance: Chance, grace: timedelta) -> None:
+    def __init__(
+        self, *, store: Store, clock: Clock, chance: Chance, grace: timedelta, pace: Pace = PRODUCTION
+    ) -> None:
         """`grace`: how long after a segment's end a missing report is waited for."""
         self._store, self._clock, self._chance, self._grace = store, clock, chance, grace
+        self._pace = pace
         self._since = clock.now()
         self._desired: Desired | None = None
         self._planned_at = self._since
@@ -76,9 +79,9 @@ class Judge:
         self._told |= heard.told
 
     async def run(self) -> None:
-        """Look every second, for ever."""
+        """Look every `Pace.judge_s`, for ever."""
         while True:
-            await self._clock.sleep(LOOK_S)
+            await self._clock.sleep(self._pace.judge_s)
             await self.look()
 
     async def look(self) -> None:

@@ -1,0 +1,240 @@
+"""One world from its first second to its last, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broadcast_server.playout.pace import Pace as ServerPace
+from broadcast_server.store.session import Store, opened
+from broadcast_server.store.tables import Base
+from broadcast_server.supervise import InlineExecutor
+from firmware_sim.clock import DeviceClock
+from firmware_sim.decoder import DecodeCache, SoundLibrary
+from firmware_sim.firmware import Kit
+from firmware_sim.pace import Pace as NodePace
+from firmware_sim.store import BrokerAddress, Identity
+from firmware_sim.trust import PlanBodies
+from simulation.world.net import Ether
+from simulation.world.people import PROVINCE, People, a_desk
+from simulation.world.pole import Pole, inline
+from simulation.world.shelf import Shelf
+from simulation.world.station import ASSETS_URL, Premises, Station
+from simulation.world.time import SeededChance, VirtualTime, dice, run
+from simulation.world.trace import Record, Trace
+
+START: Final = datetime(2026, 5, 31, 21, 30, tzinfo=UTC)
+"""Monday, 1 June 2026, 04:30 in the villages: half an hour before the first programme."""
+SERVER_PACE: Final = ServerPace(
+    look_s=60.0, replan_s=1_800.0, overdue_look_s=60.0, flush_s=1.0, statuses_s=150.0, judge_s=60.0
+)
+NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=20.0, idle_house_s=120.0, nap_s=3_600.0)
+STATUS_INTERVAL_S: Final = 300
+LEASE_S: Final = 180.0
+PLAN_DAYS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a world is made of."""
+
+    seed: int
+    nodes: int = 20
+    hours: float = 24.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    options: Options
+    hash: str
+    records: list[Record]
+    faults: Mapping[str, int] = field(default_factory=dict)
+    attempted: Mapping[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+
+def simulate(options: Options, out: Path | None = None) -> Outcome:
+    """Run a world; the same options give the same outcome, to the byte."""
+    memory = Path("/dev/shm")  # noqa: S108  where it exists it is a disk in memory
+    with tempfile.TemporaryDirectory(prefix="loa-world-", dir=memory if memory.is_dir() else None) as folder:
+        trace = run(_simulate(options, Path(folder)))
+    if out is not None:
+        trace.write(out)
+    return Outcome(options, trace.hash, trace.records)
+
+
+async def _simulate(options: Options, folder: Path) -> Trace:
+    world = World(options, folder)
+    await world.build()
+    try:
+        await world.live()
+    finally:
+        await world.end()
+    return world.trace
+
+
+class World:
+    """Server, broker, ways, poles and people of one seed."""
+
+    def __init__(self, options: Options, folder: Path) -> None:
+        self.options = options
+        seed = options.seed
+        self.time = VirtualTime(START)
+        self.trace = Trace(self.time.now_ms)
+        self.ether = Ether(self.time, dice(seed, "ether"))
+        self.shelf = Shelf(self.ether, self.time, dice(seed, "shelf"), self._is_served)
+        self.premises = Premises(
+            folder=folder,
+            ether=self.ether,
+            time=self.time,
+            pace=SERVER_PACE,
+            lease_s=LEASE_S,
+            status_interval_s=STATUS_INTERVAL_S,
+            plan_days=PLAN_DAYS,
+        )
+        shutil.copyfile(_template(), folder / "loa.db")
+        chance = SeededChance(f"{seed}/people")
+        self.front = Store(self.premises.url, clock=self.time, chance=chance, executor=InlineExecutor())
+        desk = a_desk(self.front, self.time, chance, InlineExecutor())
+        self.people = People(desk, self.shelf, self.trace, dice(seed, "people"), self._ring)
+        self.stations: list[Station] = []
+        self.poles: list[Pole] = []
+        self._born = 0
+        self._client = httpx.AsyncClient(transport=self.shelf, trust_env=False)
+        self._kit = Kit(
+            self.time,
+            inline,
+            self._client,
+            asyncio.Semaphore(24),
+            SoundLibrary(inline),
+            DecodeCache(),
+            PlanBodies(),
+            NODE_PACE,
+        )
+
+    def _is_served(self) -> bool:
+        return any(station.is_alive and not station.ice.is_frozen for station in self.stations)
+
+    def _ring(self) -> None:
+        for station in self.stations:
+            if station.is_alive:
+                asyncio.get_running_loop().call_later(0.3, station.conductor.ring)
+
+    def serve(self, *, is_alone: bool = True) -> Station:
+        """One more server process."""
+        self._born += 1
+        name = f"server-{self._born}"
+        station = Station(name, self.premises, SeededChance(f"{self.options.seed}/{name}"), is_alone=is_alone)
+        station.start()
+        self.stations.append(station)
+        self.trace.note("serve", name=name)
+        return station
+
+    async def build(self) -> None:
+        """Before the first second: places, people, one server, and every pole switched on."""
+        await self.people.settle(self.options.nodes)
+        station = self.serve()
+        root = station.signer.root_public().hex()
+        number = 0
+        for place in self.people.places:
+            for cluster in place.clusters:
+                await self._pole(number, cluster, place.unit_id, root)
+                number += 1
+        await self.people.routine()
+        for pole in self.poles:
+            pole.switch_on()
+
+    async def _pole(self, number: int, cluster: str, unit_id: str, root: str) -> None:
+        chance = dice(self.options.seed, f"pole-{number}")
+        node_id, token = f"n{number:03}", f"token-{number}"
+        private = chance.randbytes(32)
+        identity = Identity(
+            private_key=private.hex(),
+            node_id=node_id,
+            cluster_id=cluster,
+            broker=BrokerAddress(host="loa.mo-phong", port=1883),
+            username=node_id,
+            password="",
+            root_public_key=root,
+            path=(unit_id, PROVINCE),
+            assets_url=ASSETS_URL,
+            asset_token=token,
+        )
+        public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+        await self.people.seat(node_id, cluster, unit_id, public.hex(), token)
+        clock = DeviceClock(
+            self.time, offset_ms=chance.uniform(-90_000.0, 90_000.0), drift_ppm=chance.uniform(-50.0, 50.0)
+        )
+        self.poles.append(
+            Pole(
+                identity,
+                kit=self._kit,
+                ether=self.ether,
+                time=self.time,
+                trace=self.trace,
+                folder=self.premises.folder,
+                chance=chance,
+                clock=clock,
+            )
+        )
+
+    async def live(self) -> None:
+        """The hours asked for, and a quiet end in which everything can be brought home."""
+        until_s = self.options.hours * 3_600
+        while self.time.monotonic() < until_s:
+            await self.time.sleep(min(600.0, until_s - self.time.monotonic()))
+            self.check()
+
+    def check(self) -> None:
+        """Raise what a part has died of."""
+        for station in self.stations:
+            station.check()
+        for pole in self.poles:
+            pole.check()
+
+    async def end(self) -> None:
+        """Everything off; what was stored goes into the trace."""
+        for pole in self.poles:
+            pole.settle()
+        for pole in self.poles:
+            await pole.stop()
+        for station in self.stations:
+            if station.is_alive:
+                await station.crash()
+        await self._client.aclose()
+        await self.front.close()
+
+
+@functools.cache
+def _template() -> Path:
+    """A database file with every table and no row, made once per process."""
+    path = Path(tempfile.mkdtemp(prefix="loa-template-")) / "loa.db"
+    with opened(f"sqlite:///{path}") as engine:
+        Base.metadata.create_all(engine)
+    return path
+
+
+def told(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as figures."""
+    return {
+        "seed": outcome.options.seed,
+        "nodes": outcome.options.nodes,
+        "hours": outcome.options.hours,
+        "hash": outcome.hash,
+        "records": len(outcome.records),
+        "faults": dict(sorted(outcome.faults.items())),
+        "attempted": dict(sorted(outcome.attempted.items())),
+        "violations": len(outcome.violations),
+    }
