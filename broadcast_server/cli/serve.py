@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from broadcast_server import app as composition
 from broadcast_server.cli.office import COULD_NOT_START, FAILED, fail, load_settings, run, tell
+from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.logs import configure
+from broadcast_server.playout import logbook
 from broadcast_server.settings import Role
 from broadcast_server.store import audit, jobs
 from broadcast_server.store.migrations import migrate
@@ -77,8 +80,23 @@ def list_jobs(as_json: Json = False) -> None:
 
 
 def verify_audit(as_json: Json = False) -> None:
-    """Check the chain of the audit log; end with 1 at the first row that was tampered with."""
-    broken = run(lambda desk: desk.store.read(audit.verify))
-    tell({"ok": broken is None, "first_broken": broken}, as_json=as_json)
-    if broken is not None:
+    """Check the chain of the audit log and of every device's own log; end with 1 at the first that does not hold."""
+
+    async def errand(desk: Desk) -> tuple[int | None, logbook.Findings]:
+        return await desk.store.read(audit.verify), await logbook.verify(desk.store)
+
+    broken, logs = run(errand)
+    is_fine = broken is None and not logs.breaks
+    tell(
+        {
+            "ok": is_fine,
+            "first_broken": broken,
+            "devices": logs.devices,
+            "lines": logs.lines,
+            "awaited": logs.awaited,
+            "breaks": [asdict(one) for one in logs.breaks],
+        },
+        as_json=as_json,
+    )
+    if not is_fine:
         raise SystemExit(FAILED)

@@ -26,7 +26,7 @@ from broadcast_server.playout import wire
 from broadcast_server.playout.clock_watch import ClockWatch
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import outbox, plans, reports
+from broadcast_server.store import device_logs, outbox, plans, reports
 from broadcast_server.store.doorbell import Ear
 from broadcast_server.store.reports import KnownNode
 from broadcast_server.store.session import Session, Store
@@ -187,7 +187,8 @@ class Inbox:
             if words:
                 reports.save_statuses(session, [word.row() for word in words], now=now, ids=ids)
                 plans.acknowledge(session, follows, now=now)
-            reports.save_reports(session, [report.row(received_at=now) for report in believed])
+            rows = [report.row(received_at=now) for report in believed]
+            reports.save_reports(session, device_logs.take(session, rows, now=now))
             outbox.acknowledge(session, done, now=now)
 
         await self._store.begin(write, ring=False)

@@ -402,6 +402,8 @@ class Report:
             "received_at": received_at,
             "body": self.body.model_dump(mode="json", exclude_none=True),
             "envelope": self.raw,
+            "line": self.body.line,
+            "previous": self.body.previous,
         }
 
 

@@ -630,9 +630,14 @@ class PlayRow(Base):
 
 
 class ReportRow(Base):
-    """A device's own log entry as it signed it; append-only, exactly once by its key."""
+    """A device's own log entry as it signed it; append-only, exactly once by its key and, in the chain, by its line.
+
+    `line`, `previous`: place in the device's log and digest of the line before; None outside of the chain (a device
+    whose flash was full, one of an older program, a line that another one was there before).
+    """
 
     __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("node_id", "line"),)
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
     boot_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True)
@@ -640,6 +645,32 @@ class ReportRow(Base):
     segment_start: Mapped[datetime]
     received_at: Mapped[datetime]
     body: Mapped[Json]
+    envelope: Mapped[bytes] = mapped_column(LargeBinary)
+    line: Mapped[int | None]
+    previous: Mapped[str | None] = mapped_column(String(64))
+
+
+class DeviceLogRow(Base):
+    """How much of a device's log is here: all lines up to `through`, some up to `highest`. `forked_*`: the first line
+    that was told in two versions.
+    """
+
+    __tablename__ = "device_logs"
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    through: Mapped[int] = mapped_column(default=0)
+    highest: Mapped[int] = mapped_column(default=0)
+    forked_at: Mapped[datetime | None]
+    forked_line: Mapped[int | None]
+
+
+class DeviceForkRow(Base):
+    """A line that contradicts the chain that is here: evidence that two devices speak with one key."""
+
+    __tablename__ = "device_forks"
+    node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    received_at: Mapped[datetime]
     envelope: Mapped[bytes] = mapped_column(LargeBinary)
 
 

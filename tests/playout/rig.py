@@ -72,6 +72,7 @@ class Speaker:
         self.sets: dict[str, wire.AlertSetBody] = {}
         self.refused: Counter[str] = Counter()
         self.boot, self.said = "boot-1", 0
+        self.last_report = b""
 
     @property
     def public_hex(self) -> str:
@@ -205,6 +206,7 @@ class Speaker:
             sequence=self.said,
             body=body.encode(),
         )
+        self.last_report = envelope
         await self.bus.publish(str(NodeReport(self.node_id)), envelope)
         return self.said
 
