@@ -17,6 +17,7 @@ from simulation.listening import Recording, read_recordings, to_ns
 from simulation.radio import Station
 from simulation.samples import sample
 from simulation.village import COMMUNE, PULLED, Village, VillageError
+from tests.firmware_sim.world import needs_mosquitto
 from tests.support.until import until
 
 pytestmark = pytest.mark.e2e
@@ -64,6 +65,7 @@ def first_sound(recording: Recording, name: str, start: datetime) -> float:
     return min(at for at in starts if at >= to_ns(start) - 50_000_000) / 1e9 - to_ns(start) / 1e9
 
 
+@needs_mosquitto
 async def test_a_relay_goes_on_after_the_broker_and_then_the_server_were_killed(tmp_path: Path):
     async with a_village(tmp_path) as (village, fleet):
         bulletin = await village.bulletin("Thông báo", sample("announcement_a").path)
