@@ -26,7 +26,7 @@ from broadcast_server.api.router import create_api
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.speech import EspeakSpeaker
-from broadcast_server.control import sending
+from broadcast_server.control import sending, ties
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.domain.clock import Clock
 from broadcast_server.domain.errors import Unavailable
@@ -265,8 +265,11 @@ async def _engine_room(
         fetcher=fetcher,
         backup=lambda: back_up(desk, settings.data_dir),
     )
-    attend = Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=30))
-    alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), attend))
+    attending = (
+        Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=30)),
+        Job("priority_ties", lambda: ties.attend(desk), every=timedelta(seconds=15)),
+    )
+    alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), *attending))
 
     def planned(desired: Desired) -> None:
         paths.tree = desired.fleet.tree

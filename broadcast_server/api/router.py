@@ -29,6 +29,7 @@ from broadcast_server.api import (
     schedules,
     sendings,
     system,
+    ties,
     units,
 )
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
@@ -77,6 +78,7 @@ def build_router() -> APIRouter:
         assets,
         schedules,
         sendings,
+        ties,
         plays,
         system,
     ):

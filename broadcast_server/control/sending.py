@@ -33,6 +33,7 @@ from broadcast_server.control.playing import (
     next_second,
 )
 from broadcast_server.control.scheduling import NewSchedule, Placed, end_schedule, enter_schedule
+from broadcast_server.control.ties import enter_watch
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.domain.places import Target, TargetKind
@@ -400,6 +401,8 @@ async def attend(desk: Desk) -> str:
 async def _place_all(desk: Desk, actor: Actor, sending_id: str) -> None:
     for arrival_id in await desk.store.read(lambda session: sendings.to_place(session, sending_id)):
         await _place(desk, actor, arrival_id)
+    now = desk.clock.now()
+    await desk.store.begin(lambda session: enter_watch(session, desk.chance.new_id, now), ring=False)
 
 
 async def _place(desk: Desk, actor: Actor, arrival_id: str) -> None:

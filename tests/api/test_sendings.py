@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from speaker_protocol.rules import BulletinClass
 from tests.api.test_schedules_api import API, an_office, give_token, told
 from tests.support.api import a_client
 from tests.support.village import DONG, HA, PROVINCE, TAY, at
@@ -73,6 +74,28 @@ async def test_every_wrong_sending_names_field_and_fix() -> None:
         ]
         for body, status, code, field in cases:
             problem = told(await client.post(f"{API}/sendings", json=body), status, code)
-            assert problem["errors"][0]["field"] == field if "errors" in problem else problem["field"] == field
+            assert problem["field"] == field
         told(await client.get(f"{API}/sendings/nothing"), 404, "unknown_sending")
         told(await client.get(f"{API}/arrivals/nothing"), 404, "unknown_arrival")
+
+
+async def test_the_commune_reads_a_tie_and_orders_it() -> None:
+    async with an_office() as (village, commune):
+        token = await give_token(village, HA.user_id)
+        async with a_client(village.desk, token=token) as province:
+            for title in ("Một", "Hai"):
+                bulletin = await village.bulletin(title, unit=PROVINCE, klass=BulletinClass.PRIORITY)
+                body = letter(bulletin, unit_ids=[DONG], earliest=at(17).isoformat())
+                assert (await province.post(f"{API}/sendings", json=body)).status_code == 201
+        (tie,) = (await commune.get(f"{API}/ties", params={"unit": DONG, "state": "pending"})).json()["items"]
+        assert tie["sentence"].endswith("chờ xã xếp thứ tự trước 2026-06-01T16:55:00+07:00; nếu không: Một → Hai.")
+        body = {"entry_ids": tie["chosen"][::-1]}
+        ordered = (await commune.post(f"{API}/ties/{tie['id']}/order", json=body)).json()
+        assert (ordered["state"], ordered["decided_by"]) == ("decided", "lan")
+        told(await commune.get(f"{API}/ties/nothing"), 404, "unknown_tie")
+        problem = told(
+            await commune.post(f"{API}/ties/{tie['id']}/order", json={"entry_ids": ["a@1", "b@2"]}),
+            422,
+            "order_incomplete",
+        )
+        assert problem["field"] == "entry_ids"
