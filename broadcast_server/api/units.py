@@ -214,6 +214,7 @@ class PolicyForm(Form):
     max_minutes_per_session: Annotated[int, Field(ge=1, le=1440)] | None = None
     max_minutes_per_day: Annotated[int, Field(ge=1, le=1440)] | None = None
     max_gain_db: Annotated[float, Field(ge=-60, le=0)] = 0.0
+    max_live_minutes: Annotated[int, Field(ge=1, le=120)] = 30
     suspensions: Annotated[tuple[SuspensionForm, ...], Field(max_length=200)] = ()
 
 

@@ -159,6 +159,16 @@ async def prepare_pcm(pcm: bytes, *, assets: AssetStore, executor: Executor, kbp
     return await executor.run(work)
 
 
+async def prepare_recording(pcm: Path, *, assets: AssetStore, executor: Executor, kbps: int = KBPS) -> Prepared:
+    """PCM in a file of ours (what a live voice said) as an asset; the file is left alone. As `prepare_pcm`."""
+
+    def work() -> Prepared:
+        with pcm.open("rb") as file:
+            return _finish(file, assets, kbps)
+
+    return await executor.run(work)
+
+
 def _finish(pcm: IO[bytes], assets: AssetStore, kbps: int) -> Prepared:
     """Measure, level, encode, store: blocking, twice through the scratch file, a second at a time."""
     meter = Meter()

@@ -45,6 +45,7 @@ class Action(StrEnum):
     PLAY_NOW = "play_now"
     SEND = "send"  # send a bulletin to the units below; recall and correct it
     LIVE = "live"
+    LIVE_LEAD = "live_lead"  # a voice that stands above what is ưu tiên
     EMERGENCY_PROPOSE = "emergency_propose"
     EMERGENCY_LAUNCH = "emergency_launch"
     STOP = "stop"
@@ -89,7 +90,15 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
     # chủ tịch, phó chủ tịch UBND xã; ban chỉ huy phòng thủ dân sự
     Role.LEADER: frozenset(
         _APPROVE
-        | {Action.READ, Action.LIVE, Action.STOP, Action.STOP_ALL, Action.POLICY_EDIT, Action.LOG_READ}
+        | {
+            Action.READ,
+            Action.LIVE,
+            Action.LIVE_LEAD,
+            Action.STOP,
+            Action.STOP_ALL,
+            Action.POLICY_EDIT,
+            Action.LOG_READ,
+        }
         | {Action.EMERGENCY_PROPOSE, Action.EMERGENCY_LAUNCH, Action.AUDIT_READ}
     ),
     # trưởng đài, công chức VH-XH

@@ -551,7 +551,11 @@ class _Exporter:
         ids = [row.id for row in rows]
         targets, exceptions = schedules.targets_of(self.session, ids), schedules.exceptions_of(self.session, ids)
         for row in rows:
-            if row.kind is ScheduleKind.PLAY_NOW or row.required or row.state is not ScheduleState.ACTIVE:
+            if (
+                row.kind in {ScheduleKind.PLAY_NOW, ScheduleKind.LIVE}
+                or row.required
+                or row.state is not ScheduleState.ACTIVE
+            ):
                 continue
             yield self._schedule(row, targets.get(row.id, ()), exceptions[row.id])
 
@@ -588,6 +592,8 @@ class _Exporter:
             case ContentKind.PROGRAMME:
                 title = shelf.programme(self.session, row.content_id).title
                 return title, {"programme": self._key(row.content_id)}
+            case ContentKind.LIVE:
+                raise Invalid("live_is_opened", field="content_kind", fix="open_live")
 
     def _target(self, target: Target) -> dict[str, str]:
         match target.kind:

@@ -39,7 +39,7 @@ from broadcast_server.store.schedules import LONGEST_WINDOW, ScheduledEntry, lat
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ScheduleExceptionRow, ScheduleRow
 from broadcast_server.store.words import ConflictKind, ContentKind, ExceptionKind, ScheduleKind, ScheduleState
-from speaker_protocol.rules import BulletinClass, Late
+from speaker_protocol.rules import BulletinClass, Late, Level
 
 T = TypeVar("T")
 
@@ -212,6 +212,13 @@ async def preview_schedule(desk: Desk, actor: Actor, request: NewSchedule) -> Pr
     return await _dry_run(desk, work)
 
 
+_ACTIONS: Final[Mapping[ScheduleKind | None, Action]] = {
+    ScheduleKind.PLAY_NOW: Action.PLAY_NOW,
+    ScheduleKind.LIVE: Action.LIVE,
+}
+"""What whoever places it must be allowed; everything else is a schedule."""
+
+
 def enter_schedule(
     session: Session,
     actor: Actor,
@@ -220,11 +227,14 @@ def enter_schedule(
     now: datetime,
     *,
     kind: ScheduleKind | None = None,
+    level: Level | None = None,
     verb: str = "schedule.create",
 ) -> Placed:
-    """`create_schedule` inside a transaction of the caller's."""
+    """`create_schedule` inside a transaction of the caller's. `level`: None, as its class and content have it."""
     around = Neighbourhood.read(session, places.local_date(now))
-    action = Action.PLAY_NOW if kind is ScheduleKind.PLAY_NOW else Action.SCHEDULE
+    if (kind is ScheduleKind.LIVE) is not (request.content_kind is ContentKind.LIVE):
+        raise Invalid("live_is_opened", field="content_kind", fix="open_live")
+    action = _ACTIONS.get(kind, Action.SCHEDULE)
     access.authorize(session, actor, action, request.unit_id, at=now)
     draft = _draft(session, actor, around, request, now, begins=now, is_required=False)
     row = ScheduleRow(
@@ -237,7 +247,7 @@ def enter_schedule(
         created_by=actor.login,
         created_at=now,
         version=1,
-        **draft.columns | ({} if kind is None else {"kind": kind}),
+        **draft.columns | ({} if kind is None else {"kind": kind}) | ({} if level is None else {"level": int(level)}),
     )
     judge = _Judge(session, around, now, draft.reached, draft.first)
     before = judge.entries()
@@ -498,7 +508,7 @@ def _draft(
     if request.max_wait < timedelta(0):
         raise Invalid("out_of_range", field="max_wait", ge="0")
     length_ms = None
-    if request.length is not None or request.content_kind is ContentKind.FEED:
+    if request.length is not None or request.content_kind in schedules.STREAMED:
         length_ms = _length_ms(request.content_kind, request.length, request.max_wait, "length")
     elif request.max_wait > LONGEST_WINDOW / 2:
         raise Invalid("window_too_long", field="max_wait", fix="shorten_window", hours=12)
@@ -563,6 +573,8 @@ def _targets(around: Neighbourhood, unit_id: str, asked: tuple[Target, ...]) -> 
 
 def _content(session: Session, around: Neighbourhood, request: NewSchedule) -> _Content:
     """What is to sound: the unit's own, or handed down from above or up from below. Raises `NotFound`."""
+    if request.content_kind is ContentKind.LIVE:
+        return _Content(request.name or "", BulletinClass.NORMAL, ScheduleKind.LIVE)
     if request.content_kind is ContentKind.FEED:
         feed = _found(feeds.feed, session, request.content_id)
         return _Content(feed.name, BulletinClass.NORMAL, ScheduleKind.RELAY)
@@ -661,6 +673,8 @@ def _open_row(
     """A schedule that still has something to come, for whoever may change it."""
     row = schedules.schedule(session, schedule_id)
     access.authorize(session, actor, Action.SCHEDULE, row.unit_id, at=now)
+    if row.kind is ScheduleKind.LIVE:
+        raise Conflict("live_is_closed_not_changed", field="schedule_id", fix="close_live", live=row.content_id)
     schedules.expect_version(row, version)
     if row.state is ScheduleState.CANCELLED or (row.ends_at is not None and row.ends_at <= now):
         raise Conflict("schedule_over", field="schedule_id", fix="make_a_new_one", schedule=schedule_id)

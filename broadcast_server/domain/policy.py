@@ -23,6 +23,8 @@ from broadcast_server.domain.errors import Invalid
 from speaker_protocol.rules import BulletinClass
 
 _DAY: Final = timedelta(days=1)
+MOST_LIVE_MINUTES: Final = 120
+"""As long as one recording may be."""
 SESSION_GAP: Final = timedelta(minutes=15)
 """A silence this long ends a session (buổi)."""
 
@@ -124,12 +126,16 @@ class StationPolicy:
     max_minutes_per_day: int | None = None
     max_gain_db: float = 0.0
     suspensions: tuple[Suspension, ...] = ()
+    max_live_minutes: int = 30
+    """Longest live session."""
 
     def __post_init__(self) -> None:
         for name in ("max_minutes_per_session", "max_minutes_per_day"):
             minutes = getattr(self, name)
             if minutes is not None and not 1 <= minutes <= 24 * 60:
                 raise Invalid("minutes_out_of_range", field=name, fix="give_1_to_1440")
+        if not 1 <= self.max_live_minutes <= MOST_LIVE_MINUTES:
+            raise Invalid("live_minutes_out_of_range", field="max_live_minutes", fix="give_1_to_120")
         if not (math.isfinite(self.max_gain_db) and -60 <= self.max_gain_db <= 0):
             raise Invalid("gain_out_of_range", field="max_gain_db", fix="give_minus_60_to_0")
 
@@ -317,6 +323,7 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
         "max_minutes_per_session": policy.max_minutes_per_session,
         "max_minutes_per_day": policy.max_minutes_per_day,
         "max_gain_db": policy.max_gain_db,
+        "max_live_minutes": policy.max_live_minutes,
         "suspensions": [
             {
                 "first": suspension.first.isoformat(),
@@ -347,6 +354,7 @@ def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
         max_minutes_per_session=_number(document, "max_minutes_per_session", None, whole=True),
         max_minutes_per_day=_number(document, "max_minutes_per_day", None, whole=True),
         max_gain_db=_number(document, "max_gain_db", 0.0, whole=False),
+        max_live_minutes=_number(document, "max_live_minutes", 30, whole=True),
         suspensions=tuple(
             _suspension_from(each, f"suspensions[{number}]")
             for number, each in enumerate(document.get("suspensions", ()))

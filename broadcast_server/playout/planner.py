@@ -390,7 +390,7 @@ def _segment(entry: ScheduledEntry, segment: timeline.Segment) -> PlanSegment:
         source=entry.entry.source,
         offset=segment.offset if entry.asset is not None else timedelta(0),
         asset=None if entry.asset is None else entry.asset.sha256,
-        stream=entry.feed_id if entry.asset is None else None,
+        stream=entry.stream_id,
         gain_db=entry.gain_db,
         approval=entry.approval,
     )

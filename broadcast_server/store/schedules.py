@@ -57,6 +57,9 @@ from speaker_protocol.rules import BulletinClass, Late, LatePolicy, Level, Sourc
 LONGEST_WINDOW: Final = timedelta(hours=24)
 """Longest window of one occurrence, its wait included; `control.scheduling` refuses more."""
 
+STREAMED: Final = frozenset({ContentKind.FEED, ContentKind.LIVE})
+"""Content that comes as a stream and has no length of its own."""
+
 _MS: Final = timedelta(milliseconds=1)
 _UNKNOWN_LENGTH: Final = timedelta(minutes=1)
 """Window of an entry that has no audio yet: it is blocked, but the person is shown when it was meant to sound."""
@@ -85,7 +88,7 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledEntry:
-    """One occurrence of a schedule. Exactly one of `asset` and `feed_id`, unless it is `blocked`.
+    """One occurrence of a schedule. Exactly one of `asset` and `stream_id`, unless it is `blocked`.
 
     `approval`: the content hash that was approved, None for a feed. Whoever resolves a timeline leaves out the blocked.
     """
@@ -111,6 +114,11 @@ class ScheduledEntry:
     def id(self) -> str:
         """The entry's id."""
         return self.entry.id
+
+    @property
+    def stream_id(self) -> str | None:
+        """The stream it sounds: a feed's, or the voice of a live session."""
+        return self.content_id if self.content_kind in STREAMED else None
 
 
 def entry_id(schedule_id: str, rule_instant: datetime) -> str:
@@ -660,9 +668,9 @@ class _Made(NamedTuple):
 
 def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterator[ScheduledEntry]:
     content, targets, exceptions = made.content, made.targets, made.exceptions
-    source = SourceKind.RELAY if row.content_kind is ContentKind.FEED else SourceKind.RECORDED
+    source = _SOURCES.get(row.content_kind, SourceKind.RECORDED)
     late = _late_of(row)
-    is_feed = row.content_kind is ContentKind.FEED
+    is_feed, is_stream = row.content_kind is ContentKind.FEED, row.content_kind in STREAMED
     sound = content.asset.duration if content.asset is not None else None
     plain = _window_length(row, sound)
     for instant, difference in _instants(row, exceptions, window, plain):
@@ -686,7 +694,7 @@ def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterato
                 level=row.level,
                 klass=row.klass,
                 source=source,
-                length=None if is_feed else length,
+                length=None if is_stream else length,
                 origin_order=row.tie_order,
                 boundaries=boundaries,
                 late=late,
@@ -707,6 +715,9 @@ def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterato
             required=row.required,
             blocked=blocked,
         )
+
+
+_SOURCES: Final = {ContentKind.FEED: SourceKind.RELAY, ContentKind.LIVE: SourceKind.LIVE}
 
 
 def _late_of(row: Any) -> Late:
@@ -759,6 +770,8 @@ class _Shelf:
 
     def content(self, row: Any) -> tuple[_Content, _Feed | None]:
         """What the schedule sounds in its language. Raises `Corrupt` when its content is gone."""
+        if row.content_kind is ContentKind.LIVE:
+            return _Content(row.name), None
         content = self._contents.get((row.content_kind, row.content_id))
         if content is None:
             raise Corrupt("content_gone", schedule=row.id, content=row.content_id)

@@ -26,8 +26,11 @@ from broadcast_server.store.words import (
     ExceptionKind,
     FeedKind,
     FeedState,
+    LiveEnd,
+    LiveState,
     MediaKind,
     OutboxState,
+    RecordingState,
     Role,
     ScheduleKind,
     ScheduleState,
@@ -438,6 +441,33 @@ class ScheduleExceptionRow(Base):
     """CUT: it was stopped here while it sounded."""
     created_by: Mapped[str]
     created_at: Mapped[datetime]
+
+
+class LiveSessionRow(Base):
+    """Somebody at a microphone. The id is that of the stream on the wire; the air is its schedule's."""
+
+    __tablename__ = "live_sessions"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id"), unique=True)
+    entry_id: Mapped[str] = mapped_column(String(120))
+    user_id: Mapped[str] = mapped_column(String(32))
+    """Who may speak: the person that opened it, from one socket at a time."""
+    speaker: Mapped[str]
+    title: Mapped[str] = mapped_column(String(200))
+    state: Mapped[LiveState] = mapped_column(Word(LiveState), index=True)
+    opened_at: Mapped[datetime]
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+    """The latest end, by the policy."""
+    closed_at: Mapped[datetime | None]
+    end_reason: Mapped[LiveEnd | None] = mapped_column(Word(LiveEnd))
+    nodes_planned: Mapped[int]
+    heard_ms: Mapped[int] = mapped_column(default=0)
+    counts: Mapped[Json] = mapped_column(default=dict)
+    """What became of the packets (`domain.voice.VoiceCounts`)."""
+    recording_state: Mapped[RecordingState] = mapped_column(Word(RecordingState), index=True)
+    recording_sha256: Mapped[str | None] = mapped_column(ForeignKey("assets.sha256"))
 
 
 class ConflictRow(Base):

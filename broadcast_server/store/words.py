@@ -53,6 +53,8 @@ class ContentKind(StrEnum):
     BULLETIN = "bulletin"
     PROGRAMME = "programme"
     FEED = "feed"
+    LIVE = "live"
+    """A voice at a microphone; `content_id` is the live session, and its stream."""
 
 
 class ScheduleKind(StrEnum):
@@ -78,6 +80,35 @@ class ExceptionKind(StrEnum):
     CANCELLED = "cancelled"
     MOVED = "moved"
     CUT = "cut"
+
+
+class LiveState(StrEnum):
+    """Whether somebody may speak."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class LiveEnd(StrEnum):
+    """Why a live session ended."""
+
+    CLOSED = "closed"
+    """By the speaker, or by somebody who may stop what sounds."""
+    LOST = "lost"
+    """No packet and no renewal for too long."""
+    LIMIT = "limit"
+    """The time the policy gives was over."""
+    STOPPED = "stopped"
+    """Its entry was taken off the air."""
+
+
+class RecordingState(StrEnum):
+    """What became of the recording of a live session."""
+
+    PENDING = "pending"
+    KEPT = "kept"
+    EMPTY = "empty"
+    """Nothing was said."""
 
 
 class ConflictKind(StrEnum):
