@@ -16,7 +16,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from speaker_protocol.messages import ClockSource
+
+_Floats = npt.NDArray[np.float64]
 
 MS: Final = 1_000_000
 SECOND: Final = 1_000_000_000
@@ -27,10 +32,13 @@ CRYSTAL_PPM: Final = 50.0
 """How far a crystal may be off: the prior of the drift fit, and how fast an unfitted estimate gets worse."""
 MAX_DELAY_NS: Final = 2 * SECOND
 """An exchange slower than this says nothing."""
-WINDOW_NS: Final = 300 * SECOND
+WINDOW_NS: Final = 600 * SECOND
 _JITTER_FLOOR_NS: Final = 0.1 * MS
 _ASYMMETRY: Final = 0.1
 """Share of a delay that may well have been spent on one way only."""
+_FITS: Final = 3
+"""Passes of the fit: who is quick depends on the slope."""
+_SLOPE_PRIOR: Final = 1.0 / (CRYSTAL_PPM * 1e-6) ** 2
 _STEEPEST: Final = 2 * CRYSTAL_PPM * 1e-6
 _SLEW_PER_NS: Final = 0.002
 _SLEW_WITHIN_NS: Final = 8 * SECOND
@@ -145,15 +153,19 @@ class Remembered:
     uncertainty_ms: float
 
 
-def _sigma_ns(exchange: Exchange, quickest_ns: int) -> float:
-    return _JITTER_FLOOR_NS + (exchange.delay_ns - quickest_ns) / 2 + _ASYMMETRY * exchange.delay_ns
+def _border(x: _Floats, y: _Floats, sigma: _Floats) -> tuple[float, float, float]:
+    """A direction's part in the slope: spread of x, spread of x with y, and the weight it rests on."""
+    weights = 1.0 / (sigma * sigma)
+    weight = float(weights.sum())
+    x = x - (weights * x).sum() / weight
+    return float((weights * x * x).sum()), float((weights * x * y).sum()), weight
 
 
 class Discipline:
     """The server's time as the node believes it."""
 
     def __init__(self, *, settle_exchanges: int = 8) -> None:
-        self._exchanges: deque[Exchange] = deque(maxlen=64)
+        self._exchanges: deque[Exchange] = deque(maxlen=96)
         self._line: _Line | None = None
         self._slew_from_ns = 0
         self._slew_ns = 0.0
@@ -223,34 +235,35 @@ class Discipline:
         return True
 
     def _fit(self, now_ns: int) -> _Line:
-        """A weighted line through the exchanges; what crystals are holds the slope near 0 until the span tells more."""
-        quickest_ns = min(exchange.delay_ns for exchange in self._exchanges)
+        """The line midway between what the quickest questions and the quickest answers allow.
+
+        A question that arrived shows the server at least its way ahead, an answer at most its way behind: true time
+        runs in the corridor between them. Each direction has its own quickest messages, so one lucky question and
+        another lucky answer are worth as much as one lucky exchange. The slope is a fit through both borders, each
+        message weighed by how much longer than the quickest it took; what crystals are holds it near 0 until the span
+        tells more.
+        """
         base_ns = self._exchanges[-1].offset_ns
-        weight = lean = lean2 = value = cross = 0.0
-        for exchange in self._exchanges:
-            sigma = _sigma_ns(exchange, quickest_ns)
-            w = 1.0 / (sigma * sigma)
-            x = float(exchange.middle_ns - now_ns)
-            y = float(exchange.offset_ns - base_ns)
-            weight += w
-            lean += w * x
-            lean2 += w * x * x
-            value += w * y
-            cross += w * x * y
-        prior = 1.0 / (CRYSTAL_PPM * 1e-6) ** 2
-        determinant = weight * (lean2 + prior) - lean * lean
-        slope = (weight * cross - lean * value) / determinant
-        slope = min(max(slope, -_STEEPEST), _STEEPEST)
-        level = (value - slope * lean) / weight
-        residual = 0.0
-        for exchange in self._exchanges:
-            sigma = _sigma_ns(exchange, quickest_ns)
-            fitted = level + slope * (exchange.middle_ns - now_ns)
-            residual += ((exchange.offset_ns - base_ns - fitted) / sigma) ** 2
-        # Asymmetry of the quickest way cannot be seen from here: half its delay stays in the error.
-        spread = math.sqrt(residual / len(self._exchanges)) / math.sqrt(weight)
-        self._error_ns = quickest_ns / 2 + spread
-        return _Line(now_ns, base_ns + round(level), slope)
+        rows = [(one.asked_ns - now_ns, one.received_ns - one.asked_ns - base_ns) for one in self._exchanges]
+        up_x, up_y = np.array(rows, np.float64).T
+        rows = [(one.arrived_ns - now_ns, one.sent_ns - one.arrived_ns - base_ns) for one in self._exchanges]
+        down_x, down_y = np.array(rows, np.float64).T
+        slope = 0.0 if self._line is None else self._line.slope
+        weight = 0.0
+        for _ in range(_FITS):
+            up, down = up_y - slope * up_x, down_y - slope * down_x
+            floor_ns = _JITTER_FLOOR_NS + _ASYMMETRY * (up.min() - down.max())
+            fitted = [
+                _border(up_x, up_y, up - up.min() + floor_ns),
+                _border(down_x, down_y, down.max() - down + floor_ns),
+            ]
+            weight = min(border[2] for border in fitted)
+            slope = sum(border[1] for border in fitted) / (sum(border[0] for border in fitted) + _SLOPE_PRIOR)
+            slope = min(max(slope, -_STEEPEST), _STEEPEST)
+        low, high = (down_y - slope * down_x).max(), (up_y - slope * up_x).min()
+        # Asymmetry of the quickest ways cannot be seen from here: half the corridor stays in the error.
+        self._error_ns = max(0.0, float(high - low)) / 2 + 1.0 / math.sqrt(weight)
+        return _Line(now_ns, base_ns + round((low + high) / 2), slope)
 
     def offset_ns(self, device_ns: int) -> float:
         """Correction to the device's clock, in nanoseconds. Raises `RuntimeError` while nothing is known."""

@@ -120,3 +120,25 @@ def test_a_device_clock_that_went_backwards_is_not_believed():
     assert not reborn.is_known
     with pytest.raises(RuntimeError):
         reborn.server_ns(way.device.now_ns())
+
+
+def test_on_4g_the_luckiest_question_and_the_luckiest_answer_carry_the_estimate():
+    worst = 0.0
+    for seed in range(12):
+        way = Way(seed * 40 - 200, 50 - seed * 9, seed)
+        for _ in range(50):
+            up, down = (30 + min(270.0, way.chance.lognormvariate(3.0, 1.0)) for _ in range(2))
+            way.ask(up, down)
+            way.true.pass_s(6)
+        worst = max(worst, abs(way.error_ms()))
+        assert way.clock.uncertainty_ms(way.device.now_ns()) > abs(way.error_ms())
+    assert worst < 8.0
+
+
+def test_what_is_one_way_only_cannot_be_seen_and_stays_in_the_uncertainty():
+    way = Way(0, 10)
+    for _ in range(50):
+        way.ask(50.0 + way.chance.expovariate(1 / 5), 10.0 + way.chance.expovariate(1 / 5))
+        way.true.pass_s(6)
+    assert 17 < abs(way.error_ms()) < 23  # half of the 40 ms between the two ways
+    assert way.clock.uncertainty_ms(way.device.now_ns()) > abs(way.error_ms())
