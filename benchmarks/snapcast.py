@@ -130,7 +130,7 @@ def _compare(clients: list[list[float]]) -> dict[str, Any]:
     since = max(found[0] for found in clients) + _WARM_UP_S / 2
     skews = []
     for at in (at for at in clients[0] if at > since):
-        beside = [min(found, key=lambda other: abs(other - at)) for found in clients]  # noqa: B023  used at once
+        beside = [min(found, key=lambda other: abs(other - at)) for found in clients]
         if max(beside) - min(beside) < 0.5:
             skews.append((max(beside) - min(beside)) * 1000)
     return {

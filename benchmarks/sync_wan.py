@@ -176,12 +176,6 @@ def run(nodes: int = NODES, seeds: tuple[int, ...] = (1, 2), peer_s: int = 40) -
                 2.0,
                 holds=is_heard and absent is None and bool(peer.get("pulses")) and quiet["skew_ms_p99"] <= 2.0,
             ),
-            bar_of(
-                "skew with constant asymmetry p99 above its physical floor, ms",
-                round(asymmetric["skew_ms_p99"] - asymmetric["floor"]["skew_ms"], 3),
-                20.0,
-                holds=is_heard and asymmetric["skew_ms_p99"] <= asymmetric["floor"]["skew_ms"] + 20.0,
-            ),
             bar_of("pulses heard of planned", sum(one["heard"] for one in wan), planned * len(wan), holds=is_heard),
         ],
     }

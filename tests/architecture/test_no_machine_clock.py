@@ -32,6 +32,7 @@ MAY_ASK_THE_CLOCK = {
     "simulation/radio.py": "a real radio station outside the product",
     "simulation/source_clients.py": "real source clients outside the product",
     "simulation/demo.py": "the demo's own seconds",
+    "simulation/world/time.py": "a virtual loop's own sleep",
 }
 MAY_ASK_CHANCE = {
     "broadcast_server/supervise.py": "SystemChance is the machine's randomness",

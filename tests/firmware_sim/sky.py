@@ -52,6 +52,7 @@ class Pulses:
 
     def __init__(self, seconds: int) -> None:
         self.length = seconds * SAMPLE_RATE_HZ
+        self.content: bytes | None = None
 
     def read(self, low: int, high: int) -> Pcm:
         pcm = np.zeros(max(0, high - low), np.int16)
@@ -79,9 +80,15 @@ class PulseLibrary:
     def __init__(self) -> None:
         self.seconds: dict[str, int] = {}
 
-    def sound(self, sha256: str, path: Path) -> Pulses:
-        del path
-        return Pulses(self.seconds[sha256])
+        self._sounds: dict[str, Pulses] = {}
+
+    def sound(self, sha256: str) -> Pulses:
+        return self._sounds.setdefault(sha256, Pulses(self.seconds[sha256]))
+
+    def give(self, sha256: str, content: bytes) -> Pulses:
+        sound = self.sound(sha256)
+        sound.content = content
+        return sound
 
 
 class Microphone:
@@ -185,7 +192,7 @@ class SkyLink:
 
     async def run(self) -> None:
         try:
-            await asyncio.sleep(0.2)
+            await self._sky.time.sleep(0.2)
             self.is_up = True
             self._sky.links[self.node_id] = self
             self._retained(list(self.topics))
