@@ -28,6 +28,7 @@ from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.speech import EspeakSpeaker
 from broadcast_server.control import sending, ties
 from broadcast_server.control.desk import AudioRoom, Desk
+from broadcast_server.control.herald import Herald
 from broadcast_server.domain.clock import Clock
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.domain.places import PlaceTree
@@ -133,6 +134,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
             await _engine_room(server, stack, supervisor, desk, clock)
         if Role.API in mine:
+            supervisor.keep("control.herald", Herald(desk).run, FOREVER)
             await _front_door(server, stack, desk, door)
         log.info("server.ready", url=server.http_url, roles=sorted(mine), broker=server.broker_code)
         yield server

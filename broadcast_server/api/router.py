@@ -20,6 +20,7 @@ from broadcast_server.api import (
     assets,
     bulletins,
     clusters,
+    emergencies,
     feeds,
     nodes,
     people,
@@ -79,6 +80,7 @@ def build_router() -> APIRouter:
         schedules,
         sendings,
         ties,
+        emergencies,
         plays,
         system,
     ):

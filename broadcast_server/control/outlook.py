@@ -22,7 +22,8 @@ from broadcast_server.domain.errors import Invalid, NotFound
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import Violation
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
-from broadcast_server.store import places, schedules
+from broadcast_server.store import emergencies, places, schedules
+from broadcast_server.store.emergencies import AlertSpan
 from broadcast_server.store.schedules import ScheduledEntry
 from broadcast_server.store.session import Session
 from broadcast_server.store.words import ScheduleKind
@@ -145,7 +146,16 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     unit_id = around.clusters[cluster_id]
     stopped = schedules.stop_all_at(session, around.tree.ancestors(unit_id, around.on), at)
     if stopped is not None:
+        until = None if stopped.released_at is None else local_text(stopped.released_at)
+        told |= {"rule": "stop_all", "winner_id": stopped.id, "until": until}
         return answer("explain_stop_all", {"unit_id": stopped.unit_id, "since": local_text(stopped.since)})
+    alarm = next(iter(emergencies.alerts_at(session, around.tree.ancestors(unit_id, around.on), at)), None)
+    if alarm is not None:
+        told |= {"rule": "emergency", "winner_id": alarm.emergency_id, "unit_id": alarm.unit_id}
+        facts = {"title": _title_of(alarm), "level": alarm.level, "until": local_text(alarm.until)}
+        if sounding is not None:
+            facts["loser_title"] = sounding.title
+        return answer("explain_drill" if alarm.body.get("drill") else "explain_emergency", facts)
     if sounding is not None:
         facts = {"title": sounding.title, "start": local_text(sounding.start), "end": local_text(sounding.end)}
         losers = [one for one in due if one.entry_id != sounding.entry_id]
@@ -161,6 +171,10 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     if quiet is not None:
         return answer("explain_quiet_hours", {"from": local_text(quiet.start), "to": local_text(quiet.end)} | later)
     return answer("explain_nothing_scheduled" if following is None else "explain_nothing_until", later)
+
+
+def _title_of(alarm: AlertSpan) -> str:
+    return str(alarm.body.get("text") or alarm.body.get("hazard") or alarm.body.get("nature") or alarm.emergency_id)
 
 
 def _first_loser(losers: Sequence[Missing]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Unreached(enum.StrEnum):
     """Why a node is unreached, in our own words; other reasons are the node's."""
 
     OFFLINE = "offline"
-    SILENT = "silent"  # no word for `SILENT_AFTER` although its link was never seen to end
+    NO_WORD = "no_word"  # no word for `SILENT_AFTER` although its link was never seen to end
     NEVER_SEEN = "never_seen"
     NO_ANSWER = "no_answer"
     NO_REPORT = "no_report"  # it had it, and reported nothing of it
@@ -191,5 +191,5 @@ def unreached_because(
     if link != "online":
         return Unreached.OFFLINE, link_since
     if now - seen_at > SILENT_AFTER:
-        return Unreached.SILENT, seen_at
+        return Unreached.NO_WORD, seen_at
     return Unreached.NO_ANSWER, None

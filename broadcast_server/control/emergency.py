@@ -1,0 +1,771 @@
+"""Khẩn cấp: propose, launch, correct, end; and the stop-all latch. State, not commands: the conductor publishes it.
+
+A maintainer must not break: (1) the mode has no default and a typed word confirms it: a drill and a real alert cannot
+be mistaken for each other; (2) what was approved is `content_hash`, over what sounds, where, how long and in which
+mode; (3) deliveries are made in the transaction that launches, so nobody who should be warned is forgotten; (4) every
+verb is idempotent: a hand that presses twice warns, cancels and releases once; (5) an emergency leaves at once with
+what the nodes have themselves; its speech follows (`control.herald`), nobody waits for it.
+
+Source: Thông tư 39/2020 (khẩn cấp plays at once, wherever it is addressed); `docs/glossary.md` (diễn tập, tin cuối
+cùng, dừng tất cả).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from broadcast_server.audio.speech import Voice
+from broadcast_server.control import access
+from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.desk import Desk
+from broadcast_server.domain.clock import to_ms
+from broadcast_server.domain.delivery import ALERT, LATCH, DeliveryState
+from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused
+from broadcast_server.store import audit, deliveries, emergencies, library, places
+from broadcast_server.store.deliveries import Counts, Shown
+from broadcast_server.store.session import Session
+from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
+from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState, ScheduleKind, VersionState
+from speaker_protocol.rules import BulletinClass, Level
+
+CONFIRM: Final = {EmergencyMode.REAL: "KHẨN CẤP", EmergencyMode.DRILL: "DIỄN TẬP"}
+"""What must be typed, capital or small, to launch in a mode."""
+LONGEST_MIN: Final = 24 * 60
+DEFAULT_MIN: Final = 60
+FINAL_MIN: Final = 15
+"""How long a final notice stays for nodes that were away."""
+MOST_UNITS: Final = 200
+TEXT_MAX: Final = 2_000
+_REASON_MAX: Final = 300
+_COMMUNE_KINDS: Final = frozenset({"commune", "ward", "special_zone", "town", "zone", "hamlet"})
+_FINAL_TEXT: Final = {
+    EmergencyMode.REAL: "Tin cuối cùng. Tình huống khẩn cấp đã kết thúc.",
+    EmergencyMode.DRILL: "Tin cuối cùng. Buổi diễn tập đã kết thúc.",
+}
+_USUAL_TONE_MS: Final = 6_000
+_USUAL_TIMES: Final = 3
+_USUAL_GAP_MS: Final = 5_000
+_MS_PER_LETTER: Final = 75
+_CLIPS_MS: Final = 8_000
+"""Guesses at how long a node speaks, until it reports it: used for the play log's window alone."""
+
+
+# -- requests and answers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How it goes round; None means the node's usual figure."""
+
+    times: int | None = None
+    gap_ms: int | None = None
+    tone_ms: int | None = None
+    every_min: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What it says: a hazard's own phrases, a text, an approved bulletin, or several of these."""
+
+    hazard: str | None = None
+    phrases: tuple[str, ...] = ()
+    text: str | None = None
+    voice: str = Voice.NORTH
+    bulletin_id: str | None = None
+    language: str = "vie"
+
+
+@dataclass(frozen=True, slots=True)
+class NewEmergency:
+    """An emergency to launch or to propose. `units`: where it sounds, of what lies under `unit_id`; none: all of it."""
+
+    unit_id: str
+    mode: EmergencyMode
+    message: Message
+    reason: str
+    confirm: str = ""
+    units: tuple[str, ...] = ()
+    rounds: Rounds = Rounds()
+    expires_min: int = DEFAULT_MIN
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What replaces an emergency at the same places, in the same mode."""
+
+    emergency_id: str
+    message: Message
+    reason: str
+    rounds: Rounds = Rounds()
+    expires_min: int = DEFAULT_MIN
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyView:
+    """An emergency, how far it came, and what may keep it silent. `successor_id`: what stands in its place."""
+
+    row: EmergencyRow
+    counts: Counts
+    is_in_force: bool
+    successor_id: str | None
+    stopped_by: tuple[str, ...]
+    """Stop-alls in force over any of its places: there it does not sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAllView:
+    """A stop-all and how far it came."""
+
+    row: StopAllRow
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyQuery:
+    """Which: launched or proposed by units under `unit_id`; only those in force."""
+
+    unit_id: str | None = None
+    in_force: bool = False
+    after: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryQuery:
+    """Deliveries of one emergency or stop-all, by node id. `unreached`: only who it did not reach, and why."""
+
+    unreached: bool = False
+    state: DeliveryState | None = None
+    after: str | None = None
+    limit: int = 100
+
+
+# -- launching --------------------------------------------------------------------------------------------------------
+
+
+async def launch(desk: Desk, actor: Actor, request: NewEmergency) -> EmergencyView:
+    """Raise an emergency (or a drill) at once. Raises `Invalid` naming field and fix, `Refused`, `NotFound`."""
+    _check_confirm(request.mode, request.confirm)
+    return await _enter(desk, actor, request, is_launch=True)
+
+
+async def propose(desk: Desk, actor: Actor, request: NewEmergency) -> EmergencyView:
+    """Put an emergency before somebody who may launch it; its speech is made meanwhile."""
+    return await _enter(desk, actor, request, is_launch=False)
+
+
+async def _enter(desk: Desk, actor: Actor, request: NewEmergency, *, is_launch: bool) -> EmergencyView:
+    now, emergency_id = desk.clock.now(), desk.chance.new_id()
+    _check(request.message, request.rounds, request.expires_min, request.reason)
+    action = Action.EMERGENCY_LAUNCH if is_launch else Action.EMERGENCY_PROPOSE
+
+    def work(session: Session) -> EmergencyView:
+        access.authorize(session, actor, action, request.unit_id, at=now)
+        units = _units(session, request.unit_id, request.units, now)
+        row = _row(
+            session,
+            actor,
+            emergency_id,
+            unit_id=request.unit_id,
+            units=units,
+            mode=request.mode,
+            nature=EmergencyNature.ALERT,
+            message=request.message,
+            rounds=request.rounds,
+            expires_min=request.expires_min,
+            reason=request.reason,
+            now=now,
+        )
+        session.add(row)
+        session.flush()
+        if is_launch:
+            _put_in_force(session, desk, actor, row, now)
+        else:
+            _audit(session, actor, now, "emergency.propose", row)
+        return _view(session, row, None, now)
+
+    return await desk.store.begin(work)
+
+
+async def launch_proposed(
+    desk: Desk, actor: Actor, emergency_id: str, *, content_hash: str, confirm: str
+) -> EmergencyView:
+    """Launch what was proposed, exactly as it was seen. Launched already: the same answer, nothing twice."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> EmergencyView:
+        row = emergencies.emergency(session, emergency_id)
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        _check_confirm(row.mode, confirm)
+        if row.content_hash != content_hash or row.content_hash != _hash_of(row):
+            raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
+        if row.state is EmergencyState.WITHDRAWN:
+            raise Conflict("emergency_withdrawn", emergency=row.id, fix="raise_it_anew")
+        if row.state is EmergencyState.PROPOSED:
+            _put_in_force(session, desk, actor, row, now)
+        return _view(session, row, None, now)
+
+    return await desk.store.begin(work)
+
+
+def _put_in_force(session: Session, desk: Desk, actor: Actor, row: EmergencyRow, now: datetime) -> None:
+    row.state, row.approved_by, row.launched_at = EmergencyState.IN_FORCE, actor.login, now
+    row.expires_at = now + timedelta(minutes=row.expires_min)
+    body = body_of(session, row)
+    for unit_id in row.units:
+        session.add(
+            AlertRow(
+                id=desk.chance.new_id(),
+                emergency_id=row.id,
+                unit_id=unit_id,
+                level=row.level,
+                body=body,
+                issued_at=now,
+                expires_at=row.expires_at,
+            )
+        )
+    session.add(
+        BroadcastRow(
+            id=f"{ALERT}{row.id}",
+            schedule_id=None,
+            unit_id=row.unit_id,
+            kind=ScheduleKind.EMERGENCY,
+            klass=BulletinClass.EMERGENCY,
+            title=(row.text or row.hazard or row.nature.value)[:300],
+            starts_at=now,
+            ends_at=now + round_of(session, row),
+            asset_sha256=row.asset_sha256,
+            approval=row.content_hash,
+        )
+    )
+    session.flush()
+    deliveries.enlist(
+        session, f"{ALERT}{row.id}", row.units, places.local_date(now), now=now, expires_at=row.expires_at
+    )
+    _audit(session, actor, now, "emergency.drill" if row.mode is EmergencyMode.DRILL else "emergency.launch", row)
+
+
+# -- ends and successors ----------------------------------------------------------------------------------------------
+
+
+async def cancel(desk: Desk, actor: Actor, emergency_id: str, *, reason: str) -> EmergencyView:
+    """Silence it at once, or withdraw a proposal. Over already: nothing more happens."""
+    now = desk.clock.now()
+    _check_reason(reason)
+
+    def work(session: Session) -> EmergencyView:
+        row = emergencies.emergency(session, emergency_id)
+        is_proposal = row.state is EmergencyState.PROPOSED
+        action = Action.EMERGENCY_PROPOSE if is_proposal else Action.EMERGENCY_LAUNCH
+        access.authorize(session, actor, action, row.unit_id, at=now)
+        if is_proposal:
+            _end(session, actor, row, EmergencyState.WITHDRAWN, reason, now)
+            _audit(session, actor, now, "emergency.withdraw", row, reason=reason)
+        elif _is_in_force(row, now):
+            _end(session, actor, row, EmergencyState.CANCELLED, reason, now)
+            _audit(session, actor, now, "emergency.cancel", row, reason=reason)
+        return _view(session, row, None, now)
+
+    return await desk.store.begin(work)
+
+
+async def correct(desk: Desk, actor: Actor, request: Correction) -> EmergencyView:
+    """Đính chính: what replaces it, at the same places and in the same mode. Raises `Conflict("emergency_replaced")`
+    where something stands in its place already.
+    """
+    _check(request.message, request.rounds, request.expires_min, request.reason)
+    return await _replace(desk, actor, request, EmergencyNature.CORRECTION)
+
+
+async def finish(
+    desk: Desk, actor: Actor, emergency_id: str, *, reason: str, text: str | None = None, voice: str = Voice.NORTH
+) -> EmergencyView:
+    """Tin cuối cùng: silences it and says once that the danger is over, to the same places.
+
+    Without a text a ready one is used. Finished already: the notice that stands.
+    """
+    _check_reason(reason)
+    message = Message(text=text, voice=voice)
+    request = Correction(emergency_id, message, reason, Rounds(times=1), FINAL_MIN)
+    if text is not None:
+        _check(message, request.rounds, FINAL_MIN, reason)
+    return await _replace(desk, actor, request, EmergencyNature.FINAL)
+
+
+async def _replace(desk: Desk, actor: Actor, request: Correction, nature: EmergencyNature) -> EmergencyView:
+    now, fresh_id = desk.clock.now(), desk.chance.new_id()
+
+    def work(session: Session) -> EmergencyView:
+        row = emergencies.emergency(session, request.emergency_id)
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        if row.launched_at is None:
+            raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
+        successor = emergencies.successor_of(session, row.id)
+        if successor is not None:
+            if successor.nature is nature is EmergencyNature.FINAL:
+                return _view(session, successor, None, now)
+            raise Conflict("emergency_replaced", emergency=row.id, by=successor.id, fix="act_on_successor")
+        message = request.message
+        if nature is EmergencyNature.FINAL:
+            message = replace(message, hazard=row.hazard, text=message.text or _FINAL_TEXT[row.mode])
+        fresh = _row(
+            session,
+            actor,
+            fresh_id,
+            unit_id=row.unit_id,
+            units=row.units,
+            mode=row.mode,
+            nature=nature,
+            message=message,
+            rounds=request.rounds,
+            expires_min=request.expires_min,
+            reason=request.reason,
+            replaces=row.id,
+            now=now,
+        )
+        session.add(fresh)
+        session.flush()
+        if _is_in_force(row, now):
+            _end(session, actor, row, EmergencyState.REPLACED, request.reason, now)
+        _put_in_force(session, desk, actor, fresh, now)
+        _audit(session, actor, now, f"emergency.{nature.value}", row, by=fresh.id, reason=request.reason)
+        return _view(session, fresh, None, now)
+
+    return await desk.store.begin(work)
+
+
+def _end(session: Session, actor: Actor, row: EmergencyRow, state: EmergencyState, reason: str, now: datetime) -> None:
+    row.state, row.ended_at, row.ended_by, row.end_reason = state, now, actor.login, reason
+    if row.launched_at is None:
+        return
+    emergencies.cancel_alerts(session, row.id, now=now)
+    deliveries.taken_back(session, f"{ALERT}{row.id}", now=now)
+    line = emergencies.broadcast(session, row.id)
+    if line is not None and line.ends_at > now:
+        deliveries.move_lines(session, line.id, max(now, line.starts_at + timedelta(milliseconds=1)))
+    session.flush()
+
+
+# -- stop-all ---------------------------------------------------------------------------------------------------------
+
+
+async def stop_all(desk: Desk, actor: Actor, units: Sequence[str], *, reason: str) -> list[StopAllView]:
+    """Silence everything at these units and below, until released. A unit that is stopped already stays as it is."""
+    now = desk.clock.now()
+    _check_reason(reason)
+    if not units or len(units) > MOST_UNITS:
+        raise Invalid("units_count", field="units", most=MOST_UNITS, fix="pick_units")
+    ids = [desk.chance.new_id() for _ in units]
+
+    def work(session: Session) -> list[StopAllView]:
+        stopped = []
+        for fresh_id, unit_id in zip(ids, dict.fromkeys(units), strict=False):
+            access.authorize(session, actor, Action.STOP_ALL, unit_id, at=now)
+            standing = emergencies.latches_over(session, (unit_id,))
+            if standing:
+                stopped.append(standing[0])
+                continue
+            row = StopAllRow(id=fresh_id, unit_id=unit_id, since=now, set_by=actor.login, reason=reason)
+            session.add(row)
+            session.flush()
+            deliveries.enlist(session, f"{LATCH}{row.id}", (unit_id,), places.local_date(now), now=now, expires_at=None)
+            _audit_latch(session, actor, now, "stop_all.set", row, reason)
+            stopped.append(row)
+        return [_latch_view(session, row, None, now) for row in stopped]
+
+    return await desk.store.begin(work)
+
+
+async def release(desk: Desk, actor: Actor, latch_id: str, *, reason: str) -> StopAllView:
+    """Let a unit sound again. Released already: nothing more happens."""
+    now = desk.clock.now()
+    _check_reason(reason)
+
+    def work(session: Session) -> StopAllView:
+        row = emergencies.stop_all(session, latch_id)
+        access.authorize(session, actor, Action.STOP_ALL, row.unit_id, at=now)
+        if row.released_at is None:
+            row.released_at, row.released_by, row.release_reason = now, actor.login, reason
+            deliveries.taken_back(session, f"{LATCH}{row.id}", now=now)
+            _audit_latch(session, actor, now, "stop_all.release", row, reason)
+        return _latch_view(session, row, None, now)
+
+    return await desk.store.begin(work)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+async def get_emergency(desk: Desk, actor: Actor, emergency_id: str) -> EmergencyView:
+    """One emergency, counted over the places the actor may see. Raises `NotFound`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> EmergencyView:
+        row = emergencies.emergency(session, emergency_id)
+        roots = access.scope(session, actor, Action.READ, at=now)
+        if not _concerns(session, (row.unit_id, *row.units), roots, now):
+            raise NotFound("unknown_emergency", emergency=emergency_id)
+        return _view(session, row, roots, now)
+
+    return await desk.store.read(work)
+
+
+async def list_emergencies(desk: Desk, actor: Actor, query: EmergencyQuery) -> list[EmergencyView]:
+    """The newest first: of the places the actor may see, and what was launched above them."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[EmergencyView]:
+        roots = access.roots(session, actor, Action.READ, query.unit_id, at=now)
+        rows = emergencies.list_emergencies(
+            session,
+            _around(session, roots, now),
+            in_force_at=now if query.in_force else None,
+            after=query.after,
+            limit=query.limit,
+        )
+        return [_view(session, row, roots, now) for row in rows]
+
+    return await desk.store.read(work)
+
+
+async def list_deliveries(desk: Desk, actor: Actor, emergency_id: str, query: DeliveryQuery) -> list[Shown]:
+    """How it came to each node the actor may see. Raises `NotFound`."""
+    await get_emergency(desk, actor, emergency_id)
+    return await _deliveries(desk, actor, f"{ALERT}{emergency_id}", query)
+
+
+async def get_stop_all(desk: Desk, actor: Actor, latch_id: str) -> StopAllView:
+    """One stop-all, counted over the places the actor may see. Raises `NotFound`."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> StopAllView:
+        row = emergencies.stop_all(session, latch_id)
+        roots = access.scope(session, actor, Action.READ, at=now)
+        if not _concerns(session, (row.unit_id,), roots, now):
+            raise NotFound("unknown_stop_all", stop_all=latch_id)
+        return _latch_view(session, row, roots, now)
+
+    return await desk.store.read(work)
+
+
+async def list_stop_alls(desk: Desk, actor: Actor, query: EmergencyQuery) -> list[StopAllView]:
+    """The newest first: of the places the actor may see, and of what lies above them."""
+    now = desk.clock.now()
+
+    def work(session: Session) -> list[StopAllView]:
+        roots = access.roots(session, actor, Action.READ, query.unit_id, at=now)
+        rows = emergencies.list_stop_alls(
+            session, _around(session, roots, now), in_force=query.in_force, after=query.after, limit=query.limit
+        )
+        return [_latch_view(session, row, roots, now) for row in rows]
+
+    return await desk.store.read(work)
+
+
+async def list_stop_all_deliveries(desk: Desk, actor: Actor, latch_id: str, query: DeliveryQuery) -> list[Shown]:
+    """How a stop-all came to each node the actor may see. Raises `NotFound`."""
+    await get_stop_all(desk, actor, latch_id)
+    return await _deliveries(desk, actor, f"{LATCH}{latch_id}", query)
+
+
+async def _deliveries(desk: Desk, actor: Actor, subject: str, query: DeliveryQuery) -> list[Shown]:
+    now = desk.clock.now()
+    return await desk.store.read(
+        lambda session: deliveries.list_deliveries(
+            session,
+            subject,
+            access.scope(session, actor, Action.READ, at=now),
+            places.local_date(now),
+            now=now,
+            unreached=query.unreached,
+            state=query.state,
+            after=query.after,
+            limit=query.limit,
+        )
+    )
+
+
+def _around(session: Session, roots: Collection[str] | None, now: datetime) -> frozenset[str] | None:
+    """Units under the roots and above them; None: all."""
+    if roots is None:
+        return None
+    on = places.local_date(now)
+    above = {place for root in roots for place in places.path_of(session, root, on)}
+    return places.subtree_of(session, roots, on) | above
+
+
+def _concerns(session: Session, units: Collection[str], roots: Collection[str] | None, now: datetime) -> bool:
+    around = _around(session, roots, now)
+    return around is None or not around.isdisjoint(units)
+
+
+def _view(session: Session, row: EmergencyRow, roots: Collection[str] | None, now: datetime) -> EmergencyView:
+    session.flush()
+    on = places.local_date(now)
+    successor = emergencies.successor_of(session, row.id)
+    paths = places.paths_of(session, row.units, on)
+    over = frozenset(place for path in paths.values() for place in path)
+    is_in_force = _is_in_force(row, now)
+    return EmergencyView(
+        row,
+        Counts() if row.launched_at is None else deliveries.counts(session, f"{ALERT}{row.id}", roots, on),
+        is_in_force,
+        None if successor is None else successor.id,
+        tuple(latch.id for latch in emergencies.latches_over(session, over)) if is_in_force else (),
+    )
+
+
+def _latch_view(session: Session, row: StopAllRow, roots: Collection[str] | None, now: datetime) -> StopAllView:
+    session.flush()
+    return StopAllView(row, deliveries.counts(session, f"{LATCH}{row.id}", roots, places.local_date(now)))
+
+
+# -- what it is made of -----------------------------------------------------------------------------------------------
+
+
+def _row(
+    session: Session,
+    actor: Actor,
+    emergency_id: str,
+    *,
+    unit_id: str,
+    units: Sequence[str],
+    mode: EmergencyMode,
+    nature: EmergencyNature,
+    message: Message,
+    rounds: Rounds,
+    expires_min: int,
+    reason: str,
+    now: datetime,
+    replaces: str | None = None,
+) -> EmergencyRow:
+    version_id, asset = None, None
+    if message.bulletin_id is not None:
+        version_id, asset = _approved(session, actor, message.bulletin_id, message.language, now)
+    row = EmergencyRow(
+        id=emergency_id,
+        unit_id=unit_id,
+        units=list(units),
+        state=EmergencyState.PROPOSED,
+        mode=mode,
+        nature=nature,
+        replaces_id=replaces,
+        level=int(_level(session, unit_id, now)),
+        hazard=message.hazard,
+        phrases=list(message.phrases),
+        text=message.text,
+        voice=message.voice if message.text is not None else None,
+        bulletin_version_id=version_id,
+        asset_sha256=asset,
+        tone_ms=rounds.tone_ms,
+        times=rounds.times,
+        gap_ms=rounds.gap_ms,
+        every_min=rounds.every_min,
+        expires_min=expires_min,
+        reason=reason,
+        proposed_by=actor.login,
+        proposed_at=now,
+    )
+    row.content_hash = _hash_of(row)
+    return row
+
+
+def _hash_of(row: EmergencyRow) -> str:
+    """What a second person approves. Speech made from the text is not part of it: the text is."""
+    told = {
+        "units": sorted(row.units),
+        "mode": row.mode.value,
+        "nature": row.nature.value,
+        "replaces": row.replaces_id,
+        "hazard": row.hazard,
+        "phrases": list(row.phrases),
+        "text": row.text,
+        "voice": row.voice,
+        "bulletin_version": row.bulletin_version_id,
+        "rounds": [row.tone_ms, row.times, row.gap_ms, row.every_min],
+        "expires_min": row.expires_min,
+    }
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def body_of(session: Session, row: EmergencyRow) -> dict[str, Any]:
+    """What its nodes are told, in the wire's words. `row` is launched."""
+    if row.launched_at is None or row.expires_at is None:
+        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
+    body: dict[str, Any] = {
+        "alert_id": row.id,
+        "level": row.level,
+        "klass": BulletinClass.EMERGENCY.value,
+        "issued_ms": to_ms(row.launched_at),
+        "expires_ms": to_ms(row.expires_at),
+        "drill": row.mode is EmergencyMode.DRILL,
+        "text": row.text,
+        "hazard": row.hazard,
+        "phrases": list(row.phrases) or None,
+        "nature": None if row.nature is EmergencyNature.ALERT else row.nature.value,
+        "replaces": row.replaces_id,
+        "tone_ms": row.tone_ms,
+        "times": row.times,
+        "gap_ms": row.gap_ms,
+        "every_min": row.every_min,
+    }
+    if row.asset_sha256 is not None:
+        asset = library.asset(session, row.asset_sha256)
+        body |= {"asset": asset.sha256, "asset_ms": asset.duration_ms, "asset_bytes": asset.size_bytes}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def round_of(session: Session, row: EmergencyRow) -> timedelta:
+    """How long one round of it takes: known where there is audio, else guessed until nodes report it."""
+    if row.asset_sha256 is not None:
+        message_ms = library.asset(session, row.asset_sha256).duration_ms
+    else:
+        message_ms = max(_CLIPS_MS, _MS_PER_LETTER * len(row.text or ""))
+    times = row.times or _USUAL_TIMES
+    gap_ms = _USUAL_GAP_MS if row.gap_ms is None else row.gap_ms
+    whole = (row.tone_ms or _USUAL_TONE_MS) + times * message_ms + (times - 1) * gap_ms
+    return min(timedelta(milliseconds=whole), timedelta(minutes=row.expires_min))
+
+
+def _approved(session: Session, actor: Actor, bulletin_id: str, language: str, now: datetime) -> tuple[str, str]:
+    """The bulletin's approved version in a language, and its audio. Raises where nobody approved it."""
+    bulletin = library.bulletin(session, bulletin_id)
+    access.authorize(session, actor, Action.READ, bulletin.unit_id, at=now)
+    for version in sorted(library.versions(session, (bulletin_id,))[bulletin_id], key=lambda one: -one.number):
+        is_approved = version.state is VersionState.APPROVED and version.approved_hash == version.content_hash
+        if version.language == language and is_approved and version.asset_sha256 is not None:
+            return version.id, version.asset_sha256
+    raise Refused("blocked_approval_void", field="message.bulletin_id", fix="approve_content")
+
+
+def _level(session: Session, unit_id: str, now: datetime) -> Level:
+    """The ladder by where the launching unit stands."""
+    path = places.path_of(session, unit_id, places.local_date(now))
+    kinds = {unit.kind for unit in places.units(session, path).values()}
+    return Level.EMERGENCY_COMMUNE if kinds & _COMMUNE_KINDS else Level.EMERGENCY_UPPER
+
+
+def _units(session: Session, unit_id: str, asked: Sequence[str], now: datetime) -> list[str]:
+    """Where it sounds: of the unit's own places, and none that lies in another of them."""
+    on = places.local_date(now)
+    if len(asked) > MOST_UNITS:
+        raise Invalid("units_count", field="units", most=MOST_UNITS, fix="pick_units")
+    if not asked:
+        return [unit_id]
+    paths: dict[str, tuple[str, ...]] = {}
+    for number, unit in enumerate(dict.fromkeys(asked)):
+        try:
+            paths[unit] = places.path_of(session, unit, on)
+        except NotFound as missing:
+            raise NotFound(
+                missing.code, **missing.facts | {"field": f"units[{number}]", "fix": "pick_target"}
+            ) from None
+        if unit_id not in paths[unit]:
+            raise Refused("unit_outside", field=f"units[{number}]", unit_id=unit, within=unit_id, fix="pick_target")
+    return [unit for unit, path in paths.items() if not paths.keys() & set(path[1:])]
+
+
+def _is_in_force(row: EmergencyRow, now: datetime) -> bool:
+    return row.state is EmergencyState.IN_FORCE and row.expires_at is not None and row.expires_at > now
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_confirm(mode: EmergencyMode, typed: str) -> None:
+    wanted = CONFIRM[mode]
+    if unicodedata.normalize("NFC", typed).strip().casefold() != wanted.casefold():
+        raise Invalid("confirm_wrong", field="confirm", expected=wanted, fix="type_confirmation")
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise Invalid("reason_missing", field="reason", fix="give_reason")
+    if len(reason) > _REASON_MAX:
+        raise Invalid("text_too_long", field="reason", length=len(reason), longest=_REASON_MAX, fix="shorten_text")
+
+
+def _check(message: Message, rounds: Rounds, expires_min: int, reason: str) -> None:
+    _check_reason(reason)
+    if message.hazard is None and not (message.text or "").strip() and message.bulletin_id is None:
+        raise Invalid("emergency_says_nothing", field="message", fix="give_hazard_or_text")
+    if message.text is not None and len(message.text) > TEXT_MAX:
+        raise Invalid(
+            "text_too_long", field="message.text", length=len(message.text), longest=TEXT_MAX, fix="shorten_text"
+        )
+    if message.voice not in set(Voice):
+        raise Invalid("not_a_choice", field="message.voice", expected=", ".join(Voice), fix="pick_voice")
+    _within("expires_min", expires_min, 1, LONGEST_MIN)
+    _within("rounds.times", rounds.times, 1, 20)
+    _within("rounds.gap_ms", rounds.gap_ms, 0, 60_000)
+    _within("rounds.tone_ms", rounds.tone_ms, 4_000, 10_000)
+    _within("rounds.every_min", rounds.every_min, 1, LONGEST_MIN)
+
+
+def _within(field: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise Invalid("out_of_range", field=field, low=low, high=high, fix="give_value_in_range")
+
+
+# -- audit ------------------------------------------------------------------------------------------------------------
+
+
+def _audit(session: Session, actor: Actor, now: datetime, verb: str, row: EmergencyRow, **more: Any) -> None:
+    detail: Mapping[str, Any] = {
+        "units": list(row.units),
+        "mode": row.mode.value,
+        "nature": row.nature.value,
+        "content_hash": row.content_hash,
+        "level": row.level,
+        "reason": row.reason,
+        **more,
+    }
+    audit.append(
+        session,
+        now=now,
+        actor=actor.login,
+        verb=verb,
+        unit_id=row.unit_id,
+        subject=f"emergency/{row.id}",
+        detail=dict(detail),
+    )
+
+
+def _audit_latch(session: Session, actor: Actor, now: datetime, verb: str, row: StopAllRow, reason: str) -> None:
+    audit.append(
+        session,
+        now=now,
+        actor=actor.login,
+        verb=verb,
+        unit_id=row.unit_id,
+        subject=f"stop_all/{row.id}",
+        detail={"reason": reason},
+    )
+
+
+# -- speech -----------------------------------------------------------------------------------------------------------
+
+
+def enter_speech(session: Session, row: EmergencyRow, sha256: str, now: datetime) -> None:
+    """The text has a sound now: rounds to come use it, on the same alert."""
+    row.asset_sha256 = sha256
+    session.flush()
+    if not _is_in_force(row, now):
+        return
+    emergencies.set_bodies(session, row.id, body_of(session, row))
+    line = emergencies.broadcast(session, row.id)
+    if line is not None:
+        line.asset_sha256 = sha256
+        deliveries.move_lines(session, line.id, line.starts_at + round_of(session, row))
+
+
+def note_unspoken(row: EmergencyRow, error: BroadcastError) -> None:
+    """The text cannot be spoken: the nodes' own clips stand in, and the operator sees why."""
+    row.speech_error = error.code
