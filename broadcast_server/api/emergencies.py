@@ -12,7 +12,6 @@ from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.audio.speech import Voice
 from broadcast_server.control import emergency
 from broadcast_server.control.emergency import (
     Correction,
@@ -33,6 +32,7 @@ router = APIRouter(tags=["emergencies"], route_class=IdempotentRoute)
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
 Line = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00]*$")]
 Speech = Annotated[str, StringConstraints(min_length=1, max_length=emergency.TEXT_MAX, pattern=r"^[^\x00]+$")]
+VoiceName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{3}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -43,7 +43,7 @@ class MessageForm(Form):
     hazard: Code | None = None
     phrases: Annotated[tuple[Code, ...], Field(max_length=12)] = ()
     text: Speech | None = None
-    voice: Voice = Voice.NORTH
+    voice: VoiceName = emergency.USUAL_VOICE
     bulletin_id: Id | None = None
     language: Language = "vie"
 
@@ -125,7 +125,7 @@ class FinalForm(Form):
     """The last word; without a text a ready one is used."""
 
     text: Speech | None = None
-    voice: Voice = Voice.NORTH
+    voice: VoiceName = emergency.USUAL_VOICE
     reason: Line
 
 

@@ -36,6 +36,7 @@ from speaker_protocol.rules import BulletinClass, Level
 
 CONFIRM: Final = {EmergencyMode.REAL: "KHẨN CẤP", EmergencyMode.DRILL: "DIỄN TẬP"}
 """What must be typed, capital or small, to launch in a mode."""
+USUAL_VOICE: Final = Voice.NORTH.value
 LONGEST_MIN: Final = 24 * 60
 DEFAULT_MIN: Final = 60
 FINAL_MIN: Final = 15
@@ -76,7 +77,7 @@ class Message:
     hazard: str | None = None
     phrases: tuple[str, ...] = ()
     text: str | None = None
-    voice: str = Voice.NORTH
+    voice: str = USUAL_VOICE
     bulletin_id: str | None = None
     language: str = "vie"
 
@@ -284,7 +285,7 @@ async def correct(desk: Desk, actor: Actor, request: Correction) -> EmergencyVie
 
 
 async def finish(
-    desk: Desk, actor: Actor, emergency_id: str, *, reason: str, text: str | None = None, voice: str = Voice.NORTH
+    desk: Desk, actor: Actor, emergency_id: str, *, reason: str, text: str | None = None, voice: str = USUAL_VOICE
 ) -> EmergencyView:
     """Tin cuối cùng: silences it and says once that the danger is over, to the same places.
 

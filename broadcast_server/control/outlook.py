@@ -137,7 +137,7 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     reported = tuple(schedules.reported_at(session, cluster_id, at))
     sounding = next((one for one in hearing.segments if one.start <= at < one.end), None)
     due = tuple(one for one in hearing.missing if one.facts.get("start_at", at) <= at < one.facts.get("end_at", at))
-    told = {"at": local_text(at), "cluster": cluster_id}
+    told: dict[str, Any] = {"at": local_text(at), "cluster": cluster_id}
 
     def answer(code: str, facts: Mapping[str, Any]) -> Explanation:
         shown = tuple(replace(one, facts=_plain(one.facts)) for one in due)

@@ -293,7 +293,7 @@ class Room:
             bus=bus,
             signer=signer if watch is None else GuardedSigner(signer, watch),
             engine=relays,
-            planner=Planner(plan_days=8, **changes),
+            planner=changes.pop("planner", None) or Planner(plan_days=8, **changes),
             clock=clock,
             chance=chance,
             facts=StationFacts(assets_url="http://127.0.0.1:8080/api/v1/assets", status_interval_s=30),
