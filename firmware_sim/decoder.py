@@ -170,7 +170,7 @@ class _Frames:
             if at < 0:
                 # libav takes Ogg Opus's priming samples off; the first frame says where it is.
                 at = max(0, frame.pts or 0)
-            part = _mono(frame)
+            part = mono(frame)
             parts.append(part)
             have += len(part)
         pcm = np.concatenate(parts) if parts else np.zeros(0, np.int16)
@@ -185,7 +185,8 @@ class _Frames:
         self._container.close()
 
 
-def _mono(frame: av.AudioFrame) -> Pcm:
+def mono(frame: av.AudioFrame) -> Pcm:
+    """A decoded frame as 16-bit mono."""
     samples = frame.to_ndarray()
     if samples.dtype == np.int16:
         flat = samples.reshape(-1)
@@ -271,7 +272,7 @@ class StreamDecoder:
             except av.FFmpegError:
                 frames = []
             if frames:
-                samples = np.concatenate([_mono(frame) for frame in frames])
+                samples = np.concatenate([mono(frame) for frame in frames])
                 if len(samples) == PACKET_SAMPLES:
                     return samples
         return np.zeros(PACKET_SAMPLES, np.int16)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from firmware_sim.clock import MS, SECOND
 from firmware_sim.output import Horn, Played
 from firmware_sim.player import SAMPLE_RATE_HZ, Chunk, Situation, Sounding, Stretch, stretches
+from speaker_protocol.rounds import PartKind
 from speaker_protocol.rules import DecisionKind
 
 NOMINAL_POWER: Final = 3_000.0**2
@@ -69,7 +70,7 @@ class DryCard:
 def _chunks(situation: Situation, stretch: Stretch) -> Iterator[Chunk]:
     decision = stretch.decision
     sounds_ns = stretch.end_ns - stretch.start_ns
-    if decision.kind is DecisionKind.SILENCE:
+    if decision.kind is DecisionKind.SILENCE or decision.part is PartKind.PAUSE:
         sounds_ns = 0
     elif decision.kind is DecisionKind.ASSET:
         length_ms = situation.asset_ms.get(decision.asset or "")

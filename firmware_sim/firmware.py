@@ -12,7 +12,7 @@ import itertools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import structlog
 
+from firmware_sim.alarm_book import AlarmBook
 from firmware_sim.assets import AssetKeeper, Lane, Wanted
 from firmware_sim.boots import Boots, Return, return_of
 from firmware_sim.clock import MS, SECOND, DeviceClock, Discipline, Exchange, TrueTime
@@ -32,12 +33,12 @@ from firmware_sim.ledger import Ledger, Line
 from firmware_sim.link import Link
 from firmware_sim.output import Dac, Horn, Played, Recorder, join
 from firmware_sim.pace import FIELD, Pace, sleep_or
+from firmware_sim.phrases import PhraseBook, burned_in
 from firmware_sim.player import (
-    ALERT_REPEATS,
-    ATTENTION_MS,
     SAMPLE_RATE_HZ,
     AlertsInForce,
     Chunk,
+    Pcm,
     Situation,
     Sounding,
     next_change_ms,
@@ -47,9 +48,10 @@ from firmware_sim.player import (
 )
 from firmware_sim.reports import DeviceKey, DeviceLog, Key
 from firmware_sim.store import Disk, Identity, Memory, Slots
-from firmware_sim.trust import Gate, PlanBodies, PlanInForce
+from firmware_sim.trust import AlertsOf, Gate, PlanBodies, PlanInForce
 from speaker_protocol import messages as wire
-from speaker_protocol.rules import Why, is_quiet
+from speaker_protocol.rounds import UNKNOWN_MESSAGE_MS
+from speaker_protocol.rules import BulletinClass, Heard, SourceKind, Why, count_heard, is_quiet
 from speaker_protocol.topics import (
     NodeAck,
     NodeConfig,
@@ -80,6 +82,8 @@ IDLE_SAMPLES: Final = SAMPLE_RATE_HZ
 RATE_LIMIT: Final = 0.02
 """How much faster or slower than nominal a sounding programme may be steered."""
 JUMP_NS: Final = 50 * MS
+SET_NS: Final = SECOND
+"""A leap of the node's time above this, between two samples that follow each other, is the clock being set."""
 BURST: Final = 8
 BURST_EVERY_S: Final = 0.25
 HURRIED: Final = 18
@@ -94,6 +98,10 @@ URGENT_DOWNLOADS: Final = 8
 NOTE_HEARD_S: Final = 30.0
 """So much of what was heard a power cut may take from the log: the flash is written so often while something sounds."""
 MOST_DUE: Final = 64
+ALERTS_WAIT_S: Final = 5.0
+"""How long an alert waits for trusted time, which the same link brings; then it sounds without."""
+REMEMBER_HEARD_S: Final = 60.0
+KEEP_BEGUN: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,7 @@ class Box:
     """Without samples (`has_output` is False), but with a card that consumes time: see `dry`."""
     witness: Witness | None = None
     faultline: Faultline = field(default_factory=Faultline)
+    phrases: PhraseBook = field(default_factory=burned_in)
 
     def __post_init__(self) -> None:
         """The disk feels the supply."""
@@ -219,7 +228,15 @@ class Firmware:
         self._fit: dict[str, set[Key]] = {}
         """For which occurrences an asset's bytes were checked, by hash."""
         self._noted_ms: tuple[Key, int] | None = None
-        self._alert_sets: dict[str, wire.AlertSetBody] = {}
+        self._alert_sets: dict[str, AlertsOf] = {}
+        self._alerts_waiting_s: float | None = None
+        self._floor: tuple[int, int] | None = None
+        """`(device_ns, signed_ms)`: without a clock, time is at least what a signed alert says."""
+        self._is_awake = False
+        self._is_memory_due = False
+        self._is_remembered = False
+        self._heard_stored_s = 0.0
+        self._doubt_until_ns: int | None = None
         self._pending: OrderedDict[str, bytes] = OrderedDict()
         self._orders: deque[bytes] = deque(maxlen=MAX_ORDERS)
         self._held: dict[str, bytes] = {}
@@ -246,6 +263,7 @@ class Firmware:
             watermarks={},
             bodies=kit.bodies,
         )
+        self.book = AlarmBook()
         self.ledger = Ledger(self._write)
         self.log = DeviceLog(box.disk, self._flash, chance)
         self.assets = AssetKeeper(
@@ -316,9 +334,22 @@ class Firmware:
         await offload(lambda: self.log.load(remembered))
         await self._save()  # this power-on counts even if the next dip comes at once
         await self.assets.check_stock()
-        self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
+        try:
+            self.book.load(self._memory.alerts)
+            self.situation.heard = None if self._memory.heard is None else Heard(*self._memory.heard)
+        except (ValueError, TypeError):
+            self.gate.count("memory")
+        self._is_remembered = True
+        self.situation.begun = dict.fromkeys(self._memory.begun)
+        self.situation.clips = self._box.phrases.intact
         # Without trusted time the stored messages are judged without instants: the plan carries its own validity.
         self._judge(dict(self._memory.messages), None)
+        # A recording that was here before the power went needs no repetition to wait for.
+        self.situation.alert_assets = {
+            alert.asset: 0
+            for alert in self.situation.alerts.alerts
+            if alert.asset is not None and alert.asset in self.assets.ready
+        }
         self._follow()
 
     @property
@@ -387,12 +418,16 @@ class Firmware:
             batch = dict(self._pending)
             self._pending.clear()
             if now_ms is None:
-                # All but keys wait for trusted time, which the same link brings within a second.
-                later = {topic: raw for topic, raw in batch.items() if not topic.endswith(f"/{UnitKeys.leaf}")}
+                # All but keys wait for trusted time, which the same link brings within a second; alerts not for long.
+                at_once = (
+                    (f"/{UnitKeys.leaf}", f"/{UnitAlert.leaf}") if self._are_alerts_due(batch) else f"/{UnitKeys.leaf}"
+                )
+                later = {topic: raw for topic, raw in batch.items() if not topic.endswith(at_once)}
                 for topic, raw in later.items():
                     del batch[topic]
                     self._pending.setdefault(topic, raw)
                 self._judge(batch, None)
+                self._enter_alerts()
             else:
                 self._judge(batch, now_ms)
                 orders = [self.gate.order(self._orders.popleft(), now_ms) for _ in range(len(self._orders))]
@@ -457,13 +492,60 @@ class Firmware:
             return False
         self._alert_sets[unit] = alerts
         self._merge_alerts()
+        if now_ms is None and self._is_awake_without_clock():
+            self._floor = (self._box.clock.now_ns(), alerts.issued_ms)
         return True
 
     def _merge_alerts(self) -> None:
-        sets = [alerts for unit, alerts in self._alert_sets.items() if unit in self.gate.path]
+        sets = [alerts.body for unit, alerts in self._alert_sets.items() if unit in self.gate.path]
         self.situation.alerts = AlertsInForce(
             tuple(alert for one in sets for alert in one.alerts), any(one.stop_all is not None for one in sets)
         )
+
+    def _are_alerts_due(self, batch: dict[str, bytes]) -> bool:
+        """Whether alerts have waited long enough for trusted time."""
+        if not any(topic.endswith(f"/{UnitAlert.leaf}") for topic in batch):
+            return False
+        now_s = self._kit.true.now_ns() / 1e9
+        if self._alerts_waiting_s is None:
+            self._alerts_waiting_s = now_s
+        return now_s - self._alerts_waiting_s >= ALERTS_WAIT_S
+
+    def _is_awake_without_clock(self) -> bool:
+        return self._alerts_waiting_s is not None and not self.clock.is_known
+
+    def _server_ns(self, device_ns: int) -> int | None:
+        """Server time, be it as uncertain as it may; without any, what a signed alert says of it."""
+        if self.clock.is_known:
+            return self.clock.server_ns(device_ns)
+        if self._floor is None:
+            return None
+        return self._floor[1] * MS + device_ns - self._floor[0]
+
+    def _enter_alerts(self) -> None:
+        """Bring the book of alerts up to what is in force; needs an idea of the time."""
+        server_ns = self._server_ns(self._box.clock.now_ns())
+        if server_ns is None:
+            return
+        now_ms, situation = server_ns // MS, self.situation
+        state = situation.state()
+        if not self._is_awake:
+            self._is_awake = True
+            self.book.wake(situation.alerts.alerts, state, now_ms)
+        alerts, is_stopped = situation.alerts.alerts, situation.alerts.stop_all
+        if (alerts, is_stopped) != (self.book.alerts, self.book.is_stopped):
+            for alert, why in self.book.change(alerts, is_stopped=is_stopped, state=state, now_ms=now_ms):
+                self._report(
+                    wire.ReportKind.NOT_SOUNDED,
+                    f"alert:{alert.alert_id}",
+                    alert.issued_ms,
+                    now_ms,
+                    reason=why.value,
+                    source=SourceKind.RECORDED,
+                )
+            self._status_due = self._is_memory_due = True
+            self._journal.set()
+        situation.turns = self.book.turns
 
     def _take_plan(self, raw: bytes, now_ms: int | None) -> bool:
         plan = self.gate.plan(raw, now_ms)
@@ -476,9 +558,14 @@ class Firmware:
     async def _save(self) -> None:
         faultpoint(Point.VERIFIED)
         async with self._saving:
-            self._memory.watermarks = self.gate.snapshot()
-            self._memory.log_head = self.log.head
-            content = self._memory.dump()
+            self._is_memory_due = False
+            memory, heard = self._memory, self.situation.heard
+            memory.watermarks = self.gate.snapshot()
+            memory.log_head = self.log.head
+            if self._is_remembered:
+                memory.alerts = self.book.dump()
+                memory.heard = None if heard is None else [heard.at_ms, heard.day_ms, heard.session_ms, heard.last_ms]
+            content = memory.dump()
             try:
                 await self._flash(lambda: self._slots.save(content))
                 self._is_unsaved = False
@@ -490,6 +577,8 @@ class Firmware:
     def _follow(self) -> None:
         """Act on what plan, configuration or alerts now say."""
         self._followed = self.plan
+        self._alerts_waiting_s = None
+        self._enter_alerts()
         self._want_assets()
         self._listen()
         self._status_due = True
@@ -577,6 +666,25 @@ class Firmware:
     def _refresh_stock(self) -> None:
         broken = {sha256 for sha256 in self._fit if self._kit.library.sound(sha256).is_broken}
         self.situation.ready_assets = frozenset(self.assets.ready) - broken
+        self._refresh_alert_assets()
+
+    def _refresh_alert_assets(self) -> None:
+        """The recordings of alerts that can sound from their first sample on."""
+        server_ns = self._server_ns(self._box.clock.now_ns())
+        if server_ns is None:
+            return
+        held = dict(self.situation.alert_assets)
+        for alert in self.situation.alerts.alerts:
+            if alert.asset is None or alert.asset in held or alert.asset not in self.situation.ready_assets:
+                continue
+            sound = self.asset(alert.asset)
+            if self.dac is None or (sound is not None and sound.is_ready(0, self._alert_samples(alert))):
+                held[alert.asset] = server_ns // MS
+        self.situation.alert_assets = held
+
+    def _alert_samples(self, alert: wire.AlertBody) -> int:
+        told_ms = alert.asset_ms or self.situation.asset_ms.get(alert.asset or "") or UNKNOWN_MESSAGE_MS
+        return told_ms * SAMPLE_RATE_HZ // 1000
 
     def _stock_changed(self) -> None:
         self._refresh_stock()
@@ -608,6 +716,10 @@ class Firmware:
         """Buffer of a stream (for the player)."""
         return self.streams.get(stream)
 
+    def clip(self, code: str) -> Pcm | None:
+        """Sound of a phrase (for the player)."""
+        return self._box.phrases.pcm(code)
+
     async def _prepare(self) -> None:
         """Check and decode what will sound soon."""
         now_ms = self._now_ms()
@@ -616,7 +728,10 @@ class Firmware:
         for alert in self.situation.alerts.alerts:
             sound = await self._checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
             if sound is not None:
-                await sound.prepare(0, (sound.length or 60 * SAMPLE_RATE_HZ))
+                if not sound.is_ready(0, self._alert_samples(alert)):
+                    await sound.prepare(0, self._alert_samples(alert))
+                if alert.asset not in self.situation.alert_assets:
+                    self._refresh_stock()
         if self.plan is None or now_ms is None:
             return
         until_ms = now_ms + PREPARE_AHEAD_MS
@@ -734,13 +849,16 @@ class Firmware:
         """Render until enough is queued; False if something is awaited that may still come."""
         while (ahead_s := dac.ahead_s()) < AHEAD_S:
             device_ns = dac.device_ns(dac.cursor)
-            if not self.clock.is_known:
+            server_ns = self._server_ns(device_ns)
+            if server_ns is None:
                 self.situation.is_clock_trusted = False
                 dac.queue(Chunk(BLOCK_SAMPLES, 0, Sounding.SILENCE, Why.CLOCK_UNKNOWN))
                 continue
             trim_ns = self.situation.config.delay_trim_ms * MS if self.situation.config is not None else 0
-            low_ns = self.clock.server_ns(device_ns) - trim_ns
+            low_ns = server_ns - trim_ns
             before = dac.last_queued()
+            if before is not None and self.book.alerts and abs(low_ns - self._cursor_ns) > SET_NS:
+                self._clock_was_set(low_ns)
             if before is not None and before.kind is Sounding.SOUND and abs(low_ns - self._cursor_ns) < JUMP_NS:
                 low_ns = self._cursor_ns
             self._refresh_situation(low_ns, device_ns)
@@ -750,7 +868,7 @@ class Firmware:
             is_final = ahead_s <= PATIENT_S
             if not is_final and not self._has_arrived(low_ns + span_ns):
                 return False
-            high_ns = self.clock.server_ns(device_ns + span_ns) - trim_ns
+            high_ns = (self._server_ns(device_ns + span_ns) or server_ns + span_ns) - trim_ns
             # The programme is steered, never torn: a sounding block is stretched within limits onto the server's time.
             high_ns = low_ns + min(
                 max(high_ns - low_ns, round(span_ns * (1 - RATE_LIMIT))), round(span_ns * (1 + RATE_LIMIT))
@@ -759,6 +877,7 @@ class Firmware:
             if not is_final and any(chunk.kind is Sounding.HOLE for chunk in chunks):
                 return False
             for chunk in chunks:
+                self._begin(chunk)
                 self._add_tone(chunk)
                 join(dac.last_queued(), chunk)
                 dac.queue(chunk)
@@ -784,8 +903,13 @@ class Firmware:
 
     def _refresh_situation(self, server_ns: int, device_ns: int) -> None:
         situation = self.situation
-        situation.is_clock_trusted = self.clock.uncertainty_ms(device_ns) <= TRUSTED_WITHIN_MS
+        situation.uncertainty_ms = self.clock.uncertainty_ms(device_ns)
+        situation.is_clock_trusted = self.clock.is_known and situation.uncertainty_ms <= TRUSTED_WITHIN_MS
+        was_muted = situation.muted is not None
         situation.muted = Why.POWER_LOW if self._box.is_power_low() else None
+        if was_muted and situation.muted is None:
+            self.book.rejoin(situation.state(), server_ns // MS)
+            situation.turns = self.book.turns
         situation.held = Why.SAFE_MODE if self.boots.is_safe_mode(self._box.clock.now_ns()) else None
         if self.log.interrupted and situation.is_clock_trusted:
             self._settle_interrupted(server_ns // MS)
@@ -839,6 +963,26 @@ class Firmware:
         chunk.pcm = wave
         self._tone_samples -= count
 
+    def _begin(self, chunk: Chunk) -> None:
+        """Remember that an entry has begun, so that the limit of its lateness no longer holds."""
+        tag = chunk.tag
+        if (
+            chunk.kind is not Sounding.SOUND
+            or tag is None
+            or not tag.is_limited
+            or tag.entry_id in self.situation.begun
+        ):
+            return
+        self.situation.begun[tag.entry_id] = None
+        while len(self.situation.begun) > KEEP_BEGUN:
+            del self.situation.begun[next(iter(self.situation.begun))]
+
+    def _clock_was_set(self, low_ns: int) -> None:
+        """The rounds go on where they are; what is queued by the old time is no measure of them."""
+        self.book.shift((low_ns - self._cursor_ns) // MS)
+        self.situation.turns = self.book.turns
+        self._doubt_until_ns = low_ns
+
     def _played(self, piece: Played) -> None:
         self.ledger.played(piece)
         account = self.ledger.current
@@ -851,14 +995,28 @@ class Firmware:
                 self._noted_ms = (account.tag.key, account.untold_ms)
                 self.log.note_heard(*self._noted_ms)
                 self._journal.set()
-        tag = piece.chunk.tag
-        if tag is not None and tag.is_alert and tag.entry_id.startswith("alert:"):
-            alert_id = tag.entry_id.removeprefix("alert:")
-            length_ms = self.situation.asset_ms.get(tag.asset or "", 0) or ATTENTION_MS
-            account = self.ledger.current
-            if account is not None and account.heard_ms >= ALERT_REPEATS * length_ms - 100:
-                self._memory.finished_alerts.add(alert_id)
-                self.situation.finished_alerts = frozenset(self._memory.finished_alerts)
+        chunk, tag = piece.chunk, piece.chunk.tag
+        self._begin(chunk)
+        if self._doubt_until_ns is not None:
+            if abs(chunk.server_ns - self._doubt_until_ns) > SET_NS:
+                return
+            self._doubt_until_ns = None
+        end_ns = chunk.server_ns + chunk.samples * SECOND // SAMPLE_RATE_HZ
+        if self.book.alerts and chunk.server_ns:
+            self._advance(end_ns // MS)
+        if tag is not None and tag.klass is not BulletinClass.EMERGENCY and piece.is_heard:
+            limits = self.situation.state().limits
+            self.situation.heard = count_heard(limits, self.situation.heard, chunk.server_ns // MS, end_ns // MS)
+        elif self.situation.heard is not None and chunk.server_ns:
+            self.situation.heard = replace(self.situation.heard, at_ms=end_ns // MS)
+
+    def _advance(self, now_ms: int) -> None:
+        """Move the rounds on to what has sounded."""
+        is_round_over = self.book.commit(self.situation.state(), now_ms)
+        self.situation.turns = self.book.turns
+        if is_round_over:
+            self._status_due = self._is_memory_due = True
+            self._journal.set()
 
     def _tick_without_output(self) -> float:
         """The output that has no samples: a dry card's durations, or nothing at all; how long it may sleep."""
@@ -878,6 +1036,8 @@ class Firmware:
                     self._box.witness.sounded(piece)
         else:
             self._pass_in_silence(now_ns)
+        if self.book.alerts:
+            self._advance(now_ns // MS)
         change_ms = next_change_ms(self.situation, now_ns // MS)
         longest_s = 1.0 if self.streams else self._kit.pace.nap_s
         return longest_s if change_ms is None else min(longest_s, max(0.001, change_ms / 1000 - now_ns / SECOND))
@@ -898,6 +1058,12 @@ class Firmware:
     def _write(self, line: Line) -> None:
         self.lines.append(line)
         self._status_due = True
+        if line.kind is wire.ReportKind.STARTED:
+            if line.tag.alert_id is not None:
+                self.book.started(line.tag.alert_id, line.at_ms)
+            elif line.tag.is_limited:
+                self._memory.begun = [*self._memory.begun[-99:], line.tag.entry_id]
+                self._is_memory_due = True
         trim_ms = self.situation.config.delay_trim_ms if self.situation.config is not None else 0
         self._report(
             line.kind,
@@ -951,6 +1117,8 @@ class Firmware:
         while True:
             await self._journal.wait()
             self._journal.clear()
+            if self._is_memory_due:
+                await self._save()
             await self.log.store()
             self._send_reports()
 
@@ -980,9 +1148,17 @@ class Firmware:
             ),
             sounding=sounding.entry_id if sounding is not None else None,
             stream=sounding.stream if sounding is not None else None,
+            audio=self._audio(),
+            alerts=self.book.progress(
+                sounding.alert_id if sounding is not None else None, has_output=self._box.has_output or self._box.is_dry
+            ),
+            stop_all=self.situation.alerts.stop_all,
             ready=len(self.situation.ready_assets),
             missing=missing[:200],
-            health=tuple(fault.value for fault in self.machine().faults),
+            health=(
+                *(fault.value for fault in self.machine().faults),
+                *(f"phrase_broken:{code}" for code in self._box.phrases.broken),
+            ),
             due=self._due(),
             refusals=dict(self.gate.refusals),
             firmware=FIRMWARE,
@@ -1016,6 +1192,7 @@ class Firmware:
                 log_dropped=self.log.dropped,
                 is_horn_silent=account is not None and bool(account.mute_samples),
                 forged=refusals["signature"] + refusals["garbage"],
+                phrases_broken=len(self._box.phrases.broken),
             )
         )
 
@@ -1023,7 +1200,7 @@ class Firmware:
         tag = self.ledger.sounding
         if tag is None:
             return wire.AudioState.LOCAL if self._tone_samples else wire.AudioState.IDLE
-        if tag.is_alert:
+        if tag.alert_id is not None:
             return wire.AudioState.EMERGENCY
         return wire.AudioState.SCHEDULED if tag.stream is None else wire.AudioState.LIVE
 
@@ -1062,6 +1239,12 @@ class Firmware:
             if self.assets.wait_s() <= 0:
                 self._fetch_soon()
             await self._prepare()
+            if self._alerts_waiting_s is not None:
+                self._inbox.set()
+            if self.ledger.sounding is not None and now_s - self._heard_stored_s >= REMEMBER_HEARD_S:
+                self._heard_stored_s = now_s
+                self._is_memory_due = True
+                self._journal.set()
             if self.clock.exchanges >= BURST and now_s - self._remembered_s >= REMEMBER_CLOCK_S:
                 self._remembered_s = now_s
                 self._memory.clock = self.clock.remember(self._box.clock.now_ns())

@@ -64,6 +64,7 @@ class Fault(StrEnum):
     LOG_OVERFLOWED = "log_overflowed"
     NO_SOUND_FROM_HORN = "no_sound_from_horn"
     MESSAGES_REFUSED = "messages_refused"
+    PHRASES_BROKEN = "phrases_broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ class Signs:
     is_horn_silent: bool = False
     forged: int = 0
     """Messages refused for a bad signature or shape since power-on."""
+    phrases_broken: int = 0
+    """Phrase clips of the firmware that are not intact."""
 
 
 CATALOGUE: Final[Mapping[Fault, Callable[[Signs], bool]]] = MappingProxyType(
@@ -113,6 +116,7 @@ CATALOGUE: Final[Mapping[Fault, Callable[[Signs], bool]]] = MappingProxyType(
         Fault.LOG_OVERFLOWED: lambda signs: signs.log_dropped > 0,
         Fault.NO_SOUND_FROM_HORN: lambda signs: signs.is_horn_silent,
         Fault.MESSAGES_REFUSED: lambda signs: signs.forged >= REFUSALS_MANY,
+        Fault.PHRASES_BROKEN: lambda signs: signs.phrases_broken > 0,
     }
 )
 

@@ -109,6 +109,8 @@ class Ledger:
                     self.write(Line(ReportKind.STARTED, account.tag, round(chunk.server_ns / MS)))
                 account.heard_samples += chunk.samples
                 account.power += piece.power
+                if chunk.why is Why.ALERT_ASSET_MISSING:
+                    account.trouble = account.trouble or chunk.why.value
             case Sounding.SOUND:
                 account.mute_samples += chunk.samples
                 account.trouble = account.trouble or "no_sound_from_horn"
@@ -152,8 +154,7 @@ class Ledger:
             return
         self.current = None
         tag = account.tag
-        # An alert goes on until it is taken back: nothing is early about its end.
-        is_early = not tag.is_alert and at_ms < tag.end_ms - _ENDED_IN_TIME_MS
+        is_early = at_ms < tag.end_ms - _ENDED_IN_TIME_MS
         told = (reason or "cut") if is_early else None
         if account.heard_samples:
             account.told_ms = account.heard_ms

@@ -19,12 +19,16 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from firmware_sim.alarm_sound import attention, pattern_for
 from firmware_sim.clock import MS
+from speaker_protocol.hazards import CLIPS
 from speaker_protocol.messages import AlertBody, NodeConfigBody, VolumeStep
+from speaker_protocol.rounds import PartKind, Turn
 from speaker_protocol.rules import (
     BulletinClass,
     Decision,
     DecisionKind,
+    Heard,
     Limits,
     NodeState,
     PlanView,
@@ -38,10 +42,6 @@ Pcm = npt.NDArray[np.int16]
 
 SAMPLE_RATE_HZ: Final = 48_000
 RAMP_SAMPLES: Final = 240
-ALERT_REPEATS: Final = 3
-ALERT_PAUSE_MS: Final = 5_000
-ATTENTION_MS: Final = 10_000
-"""Length of the node's own attention tone, which stands in for an alert's missing asset."""
 _RAMP: Final = np.linspace(0.0, 1.0, RAMP_SAMPLES)
 _GENTLE: Final = 1e-3
 _GRID: Final = np.arange(4 * SAMPLE_RATE_HZ + 16, dtype=np.float64)
@@ -60,7 +60,7 @@ class Sounding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """The segment (or alert) a chunk belongs to."""
+    """The segment (or round of an alert) a chunk belongs to."""
 
     entry_id: str
     start_ms: int
@@ -68,7 +68,10 @@ class Tag:
     source: SourceKind | None = None
     asset: str | None = None
     stream: str | None = None
-    is_alert: bool = False
+    alert_id: str | None = None
+    klass: BulletinClass = BulletinClass.NORMAL
+    is_limited: bool = False
+    """Whether it may begin only within a time, so that its beginning must be remembered."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -131,6 +134,10 @@ class Sources(Protocol):
         """The buffer of a stream."""
         ...
 
+    def clip(self, code: str) -> Pcm | None:
+        """A phrase of the firmware's own, whole; None if it is broken."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class AlertsInForce:
@@ -152,10 +159,17 @@ class Situation:
     max_class: BulletinClass = BulletinClass.NORMAL
     config: NodeConfigBody | None = None
     is_clock_trusted: bool = False
-    finished_alerts: frozenset[str] = frozenset()
     muted: Why | None = None
     held: Why | None = None
     given_up: frozenset[tuple[str, int]] = frozenset()
+    uncertainty_ms: float = 0.0
+    turns: Mapping[str, Turn] = field(default_factory=dict)
+    alert_assets: Mapping[str, int] = field(default_factory=dict)
+    """Recordings of alerts that are held and decoded, and since when."""
+    clips: frozenset[str] = frozenset(CLIPS)
+    heard: Heard | None = None
+    begun: dict[str, None] = field(default_factory=dict)
+    """Entries begun, the oldest first."""
 
     def state(self) -> NodeState:
         """As `decide` wants it."""
@@ -169,10 +183,16 @@ class Situation:
             max_klass=max_class,
             limits=config if config is not None else Limits(),
             is_clock_trusted=self.is_clock_trusted,
-            finished_alerts=self.finished_alerts,
             muted=self.muted,
             held=self.held,
             given_up=self.given_up,
+            uncertainty_ms=self.uncertainty_ms,
+            turns=self.turns,
+            alert_assets=self.alert_assets,
+            asset_ms=self.asset_ms,
+            clips=self.clips,
+            heard=self.heard,
+            begun=self.begun.keys(),
         )
 
 
@@ -207,12 +227,13 @@ def _tag(situation: Situation, decision: Decision, now_ms: int) -> Tag | None:
     if decision.kind is DecisionKind.ALERT and decision.alert_id is not None:
         alert = next(alert for alert in situation.alerts.alerts if alert.alert_id == decision.alert_id)
         return Tag(
-            f"alert:{alert.alert_id}",
-            alert.issued_ms,
-            alert.expires_ms,
+            f"alert:{decision.alert_id}",
+            decision.round_ms or 0,
+            decision.round_end_ms or 0,
             SourceKind.RECORDED,
-            asset=decision.asset,
-            is_alert=True,
+            asset=alert.asset if decision.why is Why.ALERT else None,  # one tag for all parts of a round
+            alert_id=decision.alert_id,
+            klass=BulletinClass.EMERGENCY,
         )
     if decision.entry_id is None:
         return None
@@ -226,13 +247,17 @@ def _tag(situation: Situation, decision: Decision, now_ms: int) -> Tag | None:
         SourceKind(segment.source),
         asset=segment.asset,
         stream=segment.stream if segment.asset is None else None,
+        klass=segment.klass,
+        is_limited=segment.late_at_most_ms is not None,
     )
 
 
 def gain_db(situation: Situation, decision: Decision, now_ms: int) -> float:
-    """The gain of a decision with the volume curve; an alert ignores the curve, nothing passes the station's limit."""
+    """The gain of a decision: an alert has its own, everything else follows the volume curve up to the limit."""
     config = situation.config
-    if config is None or decision.kind is DecisionKind.ALERT:
+    if decision.kind is DecisionKind.ALERT:
+        return config.alert_gain_db if config is not None and config.alert_gain_db is not None else 0.0
+    if config is None:
         return decision.gain_db
     minute = (now_ms // 60_000 + config.utc_offset_min) % 1440
     return min(config.max_gain_db, decision.gain_db + _volume_db(config.volume, minute))
@@ -277,11 +302,11 @@ def _sound(
     decision, tag = stretch.decision, stretch.tag
     step = per_sample_ns * SAMPLE_RATE_HZ * 1e-9
     level = 10.0 ** (gain_db(situation, decision, stretch.start_ns // MS) / 20.0)
-    if decision.kind is DecisionKind.ALERT:
-        return _alert(situation, sources, decision, tag, at_ns, samples, step)
-    if decision.kind is DecisionKind.ASSET and decision.asset is not None:
-        moved_ns = at_ns - stretch.start_ns // MS * MS
-        position = decision.offset_ms * 48.0 + moved_ns * 48e-6
+    moved_ns = at_ns - stretch.start_ns // MS * MS
+    position = decision.offset_ms * 48.0 + moved_ns * 48e-6
+    if decision.kind is DecisionKind.ALERT and decision.part is not PartKind.ASSET:
+        return _alert(situation, sources, decision, tag, at_ns, samples, step, position, level)
+    if decision.kind in {DecisionKind.ASSET, DecisionKind.ALERT} and decision.asset is not None:
         return _asset(sources.asset(decision.asset), decision.why, tag, at_ns, samples, step, position, level)
     if decision.kind is DecisionKind.STREAM and decision.stream is not None:
         return _stream(sources.stream(decision.stream), decision.why, tag, at_ns, samples, step, level, is_final)
@@ -356,37 +381,34 @@ def _alert(
     at_ns: int,
     samples: int,
     step: float,
+    position: float,
+    level: float,
 ) -> list[Chunk]:
-    """An alert goes round: message, pause, message; by the wall clock, so that neighbouring poles do not echo."""
-    length_ms = situation.asset_ms.get(decision.asset, 0) if decision.asset is not None else ATTENTION_MS
-    length_ms = length_ms or ATTENTION_MS
-    start_ms = tag.start_ms if tag is not None else 0
-    period = (length_ms + ALERT_PAUSE_MS) * 48.0
-    chunks: list[Chunk] = []
-    done = 0
-    while done < samples:
-        now_ns = at_ns + round(done * step / 48e-6)
-        phase = max(0.0, (now_ns - start_ms * MS) * 48e-6) % period
-        left = (length_ms * 48.0 if phase < length_ms * 48.0 else period) - phase
-        part = min(samples - done, max(1, int(np.ceil(left / step))))
-        if phase >= length_ms * 48.0:
-            chunks.append(Chunk(part, now_ns, Sounding.SILENCE, decision.why, tag))
-        elif decision.asset is not None:
-            sound = sources.asset(decision.asset)
-            chunks.extend(_asset(sound, decision.why, tag, now_ns, part, step, phase, 1.0))
-        else:
-            out = _attention(phase + step * np.arange(part))
-            chunks.append(Chunk(part, now_ns, Sounding.SOUND, decision.why, tag, out, ends_softly=False))
-        done += part
-    return chunks
+    """A part of a round that is the node's own: tone, phrase or pause."""
+    why = decision.why
+    if decision.part is PartKind.TONE:
+        alert = next(alert for alert in situation.alerts.alerts if alert.alert_id == decision.alert_id)
+        out = attention(pattern_for(alert), position + step * np.arange(samples), level)
+        return [Chunk(samples, at_ns, Sounding.SOUND, why, tag, out, ends_softly=False, is_inside=position > 48.0)]
+    pcm = sources.clip(decision.clip) if decision.part is PartKind.CLIP and decision.clip is not None else None
+    if pcm is None:
+        return [Chunk(samples, at_ns, Sounding.SILENCE, why, tag)]
+    return _asset(_Clip(pcm), why, tag, at_ns, samples, step, position, level)
 
 
-def _attention(position: npt.NDArray[np.floating]) -> Pcm:
-    """Two tones that change four times a second: heard through traffic, and no pair of the test tones."""
-    second = position / SAMPLE_RATE_HZ
-    tone = np.where(np.floor(second * 4) % 2 == 0, 660.0, 880.0)
-    wave: Pcm = (12_000.0 * np.sin(2 * np.pi * tone * second)).astype(np.int16)
-    return wave
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A phrase as a source."""
+
+    pcm: Pcm
+
+    @property
+    def length(self) -> int:
+        return len(self.pcm)
+
+    def read(self, low: int, high: int) -> Pcm:
+        part = self.pcm[low:high]
+        return np.concatenate([part, np.zeros(high - low - len(part), np.int16)]) if len(part) < high - low else part
 
 
 def _interpolate(pcm: Pcm, offset: float, step: float, samples: int, level: float) -> Pcm:

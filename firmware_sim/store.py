@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -210,7 +210,12 @@ class Memory:
         self.messages: dict[str, bytes] = {}
         """The last accepted payload per topic: keys, config, plan, alerts. Verified again when read."""
         self.clock: Remembered | None = None
-        self.finished_alerts: set[str] = set()
+        self.alerts: list[list[Any]] = []
+        """The book of alerts (`AlarmBook.dump`)."""
+        self.heard: list[int] | None = None
+        """What counts against the maximum minutes (`rules.Heard`)."""
+        self.begun: list[str] = []
+        """Entries begun that may not begin late."""
         self.done_orders: list[str] = []
         self.boots_ns: list[int] = []
         """When the node got power lately, by the device's clock; a life that ended in good order is taken out."""
@@ -227,7 +232,9 @@ class Memory:
                 "clock": None
                 if clock is None
                 else [clock.device_ns, clock.offset_ns, clock.slope, clock.uncertainty_ms],
-                "finished_alerts": sorted(self.finished_alerts),
+                "alerts": self.alerts,
+                "heard": self.heard,
+                "begun": self.begun[-100:],
                 "done_orders": self.done_orders[-100:],
                 "boots_ns": self.boots_ns[-16:],
                 "log_head": self.log_head,
@@ -245,11 +252,13 @@ class Memory:
             memory.watermarks = {name: (mark[0], mark[1], mark[2]) for name, mark in told["watermarks"].items()}
             memory.messages = {topic: base64.b64decode(text) for topic, text in told["messages"].items()}
             memory.clock = Remembered(*told["clock"]) if told["clock"] else None
-            memory.finished_alerts = set(told["finished_alerts"])
             memory.done_orders = list(told["done_orders"])
             memory.boots_ns = [int(boot_ns) for boot_ns in told["boots_ns"]]
             line, digest = told["log_head"]
             memory.log_head = (int(line), digest)
+            memory.alerts = [list(line) for line in told.get("alerts", ())]
+            memory.heard = told.get("heard")
+            memory.begun = list(told.get("begun", ()))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
         return memory

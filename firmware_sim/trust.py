@@ -42,6 +42,14 @@ class Head:
     lease_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class AlertsOf:
+    """A unit's verified set of alerts, and when it was signed."""
+
+    body: wire.AlertSetBody
+    issued_ms: int
+
+
 class PlanBodies:
     """Parsed plan bodies by the hash of their bytes: a pure function of what each node has hashed itself.
 
@@ -163,18 +171,18 @@ class Gate:
         body = wire.decode(wire.OrderBody, envelope.body)
         return body if self._marks.admit(str(NodeOrder(self.node_id)), envelope) else None
 
-    def alerts(self, unit: str, payload: bytes, now_ms: int | None) -> wire.AlertSetBody | None:
+    def alerts(self, unit: str, payload: bytes, now_ms: int | None) -> AlertsOf | None:
         """The set in force for a unit of the path, or None."""
         return self._guarded(lambda: self._alerts(unit, payload, now_ms))
 
-    def _alerts(self, unit: str, payload: bytes, now_ms: int | None) -> wire.AlertSetBody:
+    def _alerts(self, unit: str, payload: bytes, now_ms: int | None) -> AlertsOf:
         envelope = self._ring.verify(payload, kind=Kind.ALERTS, target=unit, path=self._above(unit), now_ms=now_ms)
         body = wire.decode(wire.AlertSetBody, envelope.body)
         severity = self._class_of(envelope).severity
         if any(alert.klass.severity > severity for alert in body.alerts):
             raise EnvelopeRefused(Refusal.CLASS_TOO_HIGH)
         self._marks.admit(str(UnitAlert(unit)), envelope)
-        return body
+        return AlertsOf(body, envelope.issued_ms)
 
     def ack(self, payload: bytes, now_ms: int | None) -> wire.ReportAckBody | wire.TimeAnswerBody | None:
         """The server's answer, or None. Order does not matter: a nonce or a boot id ties it to what was asked."""

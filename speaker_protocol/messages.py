@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from speaker_protocol.rounds import AlertNature as AlertNature  # noqa: PLC0414  (part of the bodies' vocabulary)
 from speaker_protocol.rules import BulletinClass, SourceKind
 from speaker_protocol.signing import EnvelopeRefused, Kind, KnownKey, Refusal
 
@@ -199,21 +200,11 @@ class OrderBody(Body):
 # -- alerts ---------------------------------------------------------------------------------------------------------
 
 
-class AlertNature(StrEnum):
-    """What an alert says of itself."""
-
-    ALERT = "alert"
-    CORRECTION = "correction"
-    """Đính chính: takes back or mends what `replaces` said."""
-    FINAL = "final"
-    """Tin cuối cùng: the danger of `replaces` is over."""
-
-
 class AlertBody(Body):
     """One emergency in force: attention tone, then the message `times` over, all of it again every `every_min`.
 
     The message is `asset` where the node holds it, else the node's own clips for `hazard` and `phrases`. None means the
-    usual figure of `rules`.
+    usual figure of `rounds`.
     """
 
     alert_id: Id

@@ -19,9 +19,12 @@ import enum
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Protocol
+
+from speaker_protocol.hazards import CLIPS, DRILL
+from speaker_protocol.rounds import Air, AlertView, Part, PartKind, Turn, on_air
 
 # --- The nouns --------------------------------------------------------------------------------------------------------
 
@@ -306,16 +309,36 @@ class LimitsView(Protocol):
     def utc_offset_min(self) -> int: ...
     @property
     def max_gain_db(self) -> float: ...
+    @property
+    def max_day_min(self) -> int | None: ...
+    @property
+    def max_session_min(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits a node has before anyone configured it: the strict ones. Minutes of the local day."""
+    """The limits a node has before anyone configured it: the strict ones. Minutes of the local day; None: no limit."""
 
     quiet_from_min: int = 22 * 60
     quiet_to_min: int = 5 * 60
     utc_offset_min: int = 7 * 60
     max_gain_db: float = 0.0
+    max_day_min: int | None = None
+    max_session_min: int | None = None
+
+
+SESSION_GAP_MS: Final = 15 * 60_000
+"""A silence this long ends a session (buổi)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """How much a node has sounded, emergencies apart, as it stood at `at_ms`."""
+
+    at_ms: int = 0
+    day_ms: int = 0  # in the local day of `last_ms`
+    session_ms: int = 0  # in the session that was on at `last_ms`
+    last_ms: int = 0  # when it last sounded
 
 
 _DAY_MIN: Final = 24 * 60
@@ -364,6 +387,10 @@ class SegmentView(Protocol):
     def gain_db(self) -> float: ...
     @property
     def approval(self) -> str | None: ...
+    @property
+    def late_at_most_ms(self) -> int | None: ...
+    @property
+    def tolerates_ms(self) -> int | None: ...
 
 
 class PlanView(Protocol):
@@ -375,23 +402,6 @@ class PlanView(Protocol):
     def valid_until_ms(self) -> int: ...
     @property
     def segments(self) -> Sequence[SegmentView]: ...
-
-
-class AlertView(Protocol):
-    """An emergency, in force from the moment it is known (a slow clock must not delay it) until `expires_ms`."""
-
-    @property
-    def alert_id(self) -> str: ...
-    @property
-    def level(self) -> int: ...
-    @property
-    def issued_ms(self) -> int: ...
-    @property
-    def expires_ms(self) -> int: ...
-    @property
-    def asset(self) -> str | None: ...
-    @property
-    def drill(self) -> bool: ...
 
 
 class AlertsView(Protocol):
@@ -412,10 +422,16 @@ class NodeState:
     max_klass: BulletinClass = BulletinClass.EMERGENCY  # the gravest class the plan's key may sign
     limits: LimitsView = field(default_factory=Limits)
     is_clock_trusted: bool = True
-    finished_alerts: AbstractSet[str] = frozenset()  # alerts sounded to their end and not to be repeated now
     muted: Why | None = None  # why nothing at all may leave the amplifier now
     held: Why | None = None  # why nothing planned may sound now, emergencies apart
     given_up: AbstractSet[tuple[str, int]] = frozenset()  # (entry, start) of segments a power cut left unfinished
+    uncertainty_ms: float = 0.0  # how wrong its clock may be
+    turns: Mapping[str, Turn] = field(default_factory=dict)  # where it is with each alert, by its id
+    alert_assets: Mapping[str, int] | None = None  # recordings of alerts -> held since; None: all that are ready
+    asset_ms: Mapping[str, int] = field(default_factory=dict)  # lengths that an alert does not tell itself
+    clips: AbstractSet[str] = frozenset(CLIPS)  # phrases it can say, by code
+    heard: Heard | None = None  # what counts against the maximum minutes
+    begun: AbstractSet[str] = frozenset()  # entries it has begun; the asker adds what `decide` let begin
 
 
 class DecisionKind(enum.StrEnum):
@@ -432,7 +448,8 @@ class Why(enum.StrEnum):
 
     PLANNED = "planned"
     ALERT = "alert"
-    ALERT_ASSET_MISSING = "alert_asset_missing"  # the node's own attention tone stands in
+    ALERT_ASSET_MISSING = "alert_asset_missing"  # the node's own clips or tone stand in
+    DRILL_CLIP_MISSING = "drill_clip_missing"  # a drill that cannot say that it is one must not sound
     STOP_ALL = "stop_all"
     NO_PLAN = "no_plan"
     CLOCK_UNKNOWN = "clock_unknown"
@@ -441,6 +458,10 @@ class Why(enum.StrEnum):
     NOTHING_PLANNED = "nothing_planned"
     CLASS_ABOVE_KEY = "class_above_key"
     QUIET_HOURS = "quiet_hours"
+    DAY_MINUTES = "day_minutes"
+    SESSION_MINUTES = "session_minutes"
+    CLOCK_UNCERTAIN = "clock_uncertain"  # worse than this segment tolerates
+    TOO_LATE = "too_late"  # it could not begin in time
     ASSET_MISSING = "asset_missing"
     STREAM_DEAD = "stream_dead"
     NO_SOURCE = "no_source"
@@ -460,20 +481,29 @@ class Decision:
     alert_id: str | None = None
     asset: str | None = None
     stream: str | None = None
-    offset_ms: int = 0  # position in the asset that sounds at now
+    offset_ms: int = 0  # position in the asset, the clip or the tone that sounds at now
     gain_db: float = 0.0
     level: int = 0
     is_drill: bool = False
+    part: PartKind | None = None  # of an alert's round
+    clip: str | None = None  # the phrase, by code
+    round_ms: int | None = None  # when the round began
+    round_end_ms: int | None = None
 
 
-def alert_in_force(alerts: AlertsView | None, finished: AbstractSet[str], now_ms: int) -> AlertView | None:
-    """The alert to sound: the highest level, of these the newest, and never one that expired or is finished."""
-    inforce = [a for a in (alerts.alerts if alerts else ()) if now_ms < a.expires_ms and a.alert_id not in finished]
-    return max(inforce, key=lambda a: (a.level, a.issued_ms, a.alert_id), default=None)
+def alert_refusal(alert: AlertView, state: NodeState) -> Why | None:
+    """Why a node will not sound an alert that is in force, or None."""
+    return Why.DRILL_CLIP_MISSING if alert.drill and DRILL not in state.clips else None
+
+
+def alerts_on_air(alerts: AlertsView | None, state: NodeState, now_ms: int) -> Air:
+    """Whose round sounds at an instant, refused alerts left out. Stop-all is not asked here."""
+    obeyed = [alert for alert in (alerts.alerts if alerts else ()) if alert_refusal(alert, state) is None]
+    return on_air(obeyed, state.turns, now_ms, state.asset_ms)
 
 
 def decide(plan: PlanView | None, alerts: AlertsView | None, state: NodeState, now_ms: int) -> Decision:
-    """What the node sounds at `now_ms`: stop-all, else the gravest alert, else the plan's segment unless refused.
+    """What the node sounds at `now_ms`: stop-all, else the round of an alert, else the plan's segment unless refused.
 
     Whether messages are signed, fresh and addressed to this node was settled when they were accepted.
     """
@@ -481,19 +511,58 @@ def decide(plan: PlanView | None, alerts: AlertsView | None, state: NodeState, n
         return Decision(DecisionKind.SILENCE, Why.STOP_ALL)
     if state.muted is not None:
         return Decision(DecisionKind.SILENCE, state.muted)
-    alert = alert_in_force(alerts, state.finished_alerts, now_ms)
-    if alert is not None:
-        is_ready = alert.asset in state.ready_assets
-        return Decision(
-            DecisionKind.ALERT,
-            Why.ALERT if is_ready else Why.ALERT_ASSET_MISSING,
-            alert.expires_ms,
-            alert_id=alert.alert_id,
-            asset=alert.asset if is_ready else None,
-            offset_ms=max(0, now_ms - alert.issued_ms),
-            level=alert.level,
-            is_drill=alert.drill,
-        )
+    if alerts is None or not alerts.alerts:
+        return _without_alert(plan, state, now_ms)
+    air = alerts_on_air(alerts, state, now_ms)
+    if air.alert is not None:
+        return _in_round(air, state, now_ms)
+    decision = _without_alert(plan, state, now_ms)
+    if air.until_ms is None or (decision.until_ms is not None and decision.until_ms <= air.until_ms):
+        return decision
+    return replace(decision, until_ms=air.until_ms)
+
+
+def parts_of(air: Air, state: NodeState) -> tuple[Part, ...]:
+    """The parts of the round on the air. A recording that came in the middle of a repetition waits for the next."""
+    if air.alert is None or air.score is None:
+        return ()
+    held_ms = _held_since_ms(air.alert, state)
+    return air.score.parts(
+        [held_ms is not None and held_ms <= air.round_ms + one.start_ms for one in air.score.repetitions]
+    )
+
+
+def _held_since_ms(alert: AlertView, state: NodeState) -> int | None:
+    if alert.asset is None or alert.asset not in state.ready_assets:
+        return None
+    return 0 if state.alert_assets is None else state.alert_assets.get(alert.asset)
+
+
+def _in_round(air: Air, state: NodeState, now_ms: int) -> Decision:
+    alert, rounds = air.alert, air.score
+    assert alert is not None  # noqa: S101  the caller asked
+    assert rounds is not None  # noqa: S101
+    at_ms = now_ms - air.round_ms
+    part = next(part for part in parts_of(air, state) if at_ms < part.end_ms)
+    until_ms = air.round_ms + part.end_ms
+    is_held = alert.asset is None or _held_since_ms(alert, state) is not None
+    return Decision(
+        DecisionKind.ALERT,
+        Why.ALERT if is_held else Why.ALERT_ASSET_MISSING,
+        until_ms if air.until_ms is None else min(until_ms, air.until_ms),
+        alert_id=alert.alert_id,
+        asset=alert.asset if part.kind is PartKind.ASSET else None,
+        offset_ms=at_ms - part.start_ms,
+        level=alert.level,
+        is_drill=alert.drill,
+        part=part.kind,
+        clip=part.clip,
+        round_ms=air.round_ms,
+        round_end_ms=min(air.round_ms + rounds.length_ms, alert.expires_ms),
+    )
+
+
+def _without_alert(plan: PlanView | None, state: NodeState, now_ms: int) -> Decision:
     if plan is None:
         return Decision(DecisionKind.SILENCE, Why.NO_PLAN)
     if not state.is_clock_trusted:
@@ -515,7 +584,9 @@ def _from_plan(plan: PlanView, state: NodeState, now_ms: int) -> Decision:
     until_ms = min(segment.end_ms, plan.valid_until_ms)
     if segment.klass is not BulletinClass.EMERGENCY:
         until_ms = min(until_ms, _next_quiet_edge_ms(state.limits, now_ms))
-    refused = _refusal(segment, state, now_ms)
+    refused, changes_ms = _refusal(plan, segment, state, now_ms)
+    if changes_ms is not None:
+        until_ms = min(until_ms, changes_ms)
     if refused is not None:
         return Decision(DecisionKind.SILENCE, refused, until_ms, entry_id=segment.entry_id, level=segment.level)
     return Decision(
@@ -531,18 +602,91 @@ def _from_plan(plan: PlanView, state: NodeState, now_ms: int) -> Decision:
     )
 
 
-def _refusal(segment: SegmentView, state: NodeState, now_ms: int) -> Why | None:
-    """Why a node will not sound a segment of its own valid plan, or None. The order is the order of gravity."""
+def _refusal(plan: PlanView, segment: SegmentView, state: NodeState, now_ms: int) -> tuple[Why | None, int | None]:
+    """Why a node will not sound a segment of its own valid plan, or None; and when that may change by itself.
+
+    The order is the order of gravity.
+    """
     if state.held is not None and segment.klass is not BulletinClass.EMERGENCY:
-        return state.held
+        return state.held, None
     if (segment.entry_id, segment.start_ms) in state.given_up:
-        return Why.POWER_LOST
+        return Why.POWER_LOST, None
     if segment.klass.severity > state.max_klass.severity:
-        return Why.CLASS_ABOVE_KEY
+        return Why.CLASS_ABOVE_KEY, None
     if segment.klass is not BulletinClass.EMERGENCY and is_quiet(state.limits, now_ms):
-        return Why.QUIET_HOURS
+        return Why.QUIET_HOURS, None
+    if segment.tolerates_ms is not None and state.uncertainty_ms > segment.tolerates_ms:
+        return Why.CLOCK_UNCERTAIN, None
+    latest_ms = _latest_ms(plan, segment, state)
+    if latest_ms is not None and now_ms > latest_ms:
+        return Why.TOO_LATE, None
+    missing = _missing(segment, state)
+    if missing is not None:
+        return missing, None if latest_ms is None else latest_ms + 1
+    return _over_minutes(segment, state, now_ms)
+
+
+def _missing(segment: SegmentView, state: NodeState) -> Why | None:
     if segment.asset is not None:
         return None if segment.asset in state.ready_assets else Why.ASSET_MISSING
     if segment.stream is not None:
         return None if segment.stream in state.live_streams else Why.STREAM_DEAD
     return Why.NO_SOURCE
+
+
+def _latest_ms(plan: PlanView, segment: SegmentView, state: NodeState) -> int | None:
+    """The last instant at which an entry may begin, counted from its first segment; None: it has begun, or no limit."""
+    if segment.late_at_most_ms is None or segment.entry_id in state.begun:
+        return None
+    first_ms = next((one.start_ms for one in plan.segments if one.entry_id == segment.entry_id), segment.start_ms)
+    return first_ms + segment.late_at_most_ms
+
+
+def _over_minutes(segment: SegmentView, state: NodeState, now_ms: int) -> tuple[Why | None, int | None]:
+    """Whether the maximum minutes of day or session are used up, and when that changes if it sounds on."""
+    limits, heard = state.limits, state.heard
+    if segment.klass is BulletinClass.EMERGENCY or (limits.max_day_min is None and limits.max_session_min is None):
+        return None, None
+    heard = heard or Heard(segment.start_ms, last_ms=segment.start_ms)
+    base_ms = min(now_ms, max(heard.at_ms, segment.start_ms))  # from here on it is taken to sound: it is rendered ahead
+    midnight_ms = _midnight_ms(limits, now_ms)
+    changes_ms = midnight_ms + _DAY_MIN * _MIN_MS
+    if limits.max_day_min is not None:
+        used_ms = now_ms - max(base_ms, midnight_ms) + (heard.day_ms if heard.last_ms >= midnight_ms else 0)
+        left_ms = limits.max_day_min * _MIN_MS - used_ms
+        if left_ms <= 0:
+            return Why.DAY_MINUTES, changes_ms
+        changes_ms = min(changes_ms, now_ms + left_ms)
+    if limits.max_session_min is not None:
+        allowed_ms = limits.max_session_min * _MIN_MS
+        used_ms = 0 if base_ms - heard.last_ms >= SESSION_GAP_MS else heard.session_ms
+        if used_ms >= allowed_ms:
+            base_ms, used_ms = heard.last_ms + SESSION_GAP_MS, 0
+            if now_ms < base_ms:
+                return Why.SESSION_MINUTES, min(changes_ms, base_ms)
+        phase_ms = (now_ms - base_ms + used_ms) % (allowed_ms + SESSION_GAP_MS)
+        if phase_ms >= allowed_ms:
+            return Why.SESSION_MINUTES, min(changes_ms, now_ms + allowed_ms + SESSION_GAP_MS - phase_ms)
+        changes_ms = min(changes_ms, now_ms + allowed_ms - phase_ms)
+    return None, changes_ms
+
+
+def _midnight_ms(limits: LimitsView, now_ms: int) -> int:
+    """When the local day of an instant began."""
+    shift_ms = limits.utc_offset_min * _MIN_MS
+    day_ms = _DAY_MIN * _MIN_MS
+    return (now_ms + shift_ms) // day_ms * day_ms - shift_ms
+
+
+def count_heard(limits: LimitsView, heard: Heard | None, start_ms: int, end_ms: int) -> Heard:
+    """What counts after it sounded in `[start_ms, end_ms)`: a new local day and a silence of 15 min begin at 0."""
+    before = heard or Heard()
+    is_new_session = start_ms - before.last_ms >= SESSION_GAP_MS
+    midnight_ms = _midnight_ms(limits, end_ms)
+    today_ms = end_ms - max(start_ms, midnight_ms)
+    return Heard(
+        at_ms=end_ms,
+        day_ms=today_ms + (before.day_ms if before.last_ms >= midnight_ms else 0),
+        session_ms=end_ms - start_ms + (0 if is_new_session else before.session_ms),
+        last_ms=end_ms,
+    )

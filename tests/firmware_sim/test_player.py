@@ -9,8 +9,8 @@ import numpy as np
 
 from firmware_sim.clock import MS, SECOND
 from firmware_sim.ear import heard
+from firmware_sim.phrases import burned_in
 from firmware_sim.player import (
-    ALERT_PAUSE_MS,
     AlertsInForce,
     Chunk,
     Situation,
@@ -53,6 +53,9 @@ class Shelf:
 
     def stream(self, stream: str) -> Any:
         raise AssertionError(stream)
+
+    def clip(self, code: str) -> Pcm | None:
+        return burned_in().pcm(code)
 
 
 def at_noon(*segments: wire.PlanSegment, **facts: Any) -> Situation:
@@ -149,25 +152,6 @@ def test_nothing_sounds_in_quiet_hours_or_under_stop_all_and_the_reason_is_kept(
     pcm, chunks = play(stopped, Shelf(a=tone((500, 900), 5)), NOON_MS, 1)
     assert not pcm.any()
     assert {c.why for c in chunks} == {Why.STOP_ALL}
-
-
-def test_an_alert_cuts_in_goes_round_and_a_missing_one_is_stood_in_for():
-    alert = wire.AlertBody(alert_id="flood", level=85, issued_ms=NOON_MS + 1_000, expires_ms=NOON_MS + 60_000, asset=B)
-    programme = at_noon(
-        segment("p", NOON_MS, 30, asset=A),
-        alerts=AlertsInForce((alert,)),
-        ready=frozenset({B}),
-        asset_ms={B: 2_000},
-    )
-    shelf = Shelf(a=tone((500, 900), 30), b=tone((700, 1600), 2))
-    pcm, _ = play(programme, shelf, NOON_MS + 1_000, 10)
-    found = heard(pcm)
-    assert [one.pair for one in found] == [(700, 1600), (700, 1600)]
-    assert abs((found[1].start_ns - found[0].start_ns) / 1e6 - 2_000 - ALERT_PAUSE_MS) < 1
-    programme.ready_assets = frozenset({A})
-    pcm, chunks = play(programme, shelf, NOON_MS + 1_000, 1)
-    assert np.abs(pcm).mean() > 1_000
-    assert {c.why for c in chunks} == {Why.ALERT_ASSET_MISSING}
 
 
 def test_when_the_decision_changes_next_is_known():

@@ -209,7 +209,7 @@ class Books:
 
 
 P = Tag("p", 0, 10_000, SourceKind.RECORDED)
-ALERT = Tag("alert:a", 4_000, 60_000, SourceKind.RECORDED, is_alert=True)
+ALERT = Tag("alert:a", 4_000, 6_000, SourceKind.RECORDED, alert_id="a")
 
 
 def test_a_whole_programme_is_told_as_heard():

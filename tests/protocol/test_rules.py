@@ -6,7 +6,8 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from speaker_protocol import rules
+from speaker_protocol import rounds, rules
+from speaker_protocol.rounds import PartKind
 from speaker_protocol.rules import (
     MATRIX,
     OUTRANKED,
@@ -36,6 +37,7 @@ ASSET, OTHER = "a" * 64, "b" * 64
 
 
 def ms(clock: str) -> int:
+    """An instant of the test's day, "17:00" or "17:00:30"."""
     return int(datetime.fromisoformat(f"2026-06-01T{clock}").replace(tzinfo=HANOI).timestamp()) * 1000
 
 
@@ -59,6 +61,8 @@ class Segment:
     stream: str | None = None
     gain_db: float = -3.0
     approval: str | None = None
+    late_at_most_ms: int | None = None
+    tolerates_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,15 @@ class Alert:
     issued_ms: int = ms("17:00")
     expires_ms: int = ms("18:00")
     asset: str | None = ASSET
+    asset_ms: int | None = 10_000
+    hazard: str | None = None
+    phrases: Sequence[str] | None = None
     drill: bool = False
+    nature: str | None = None
+    tone_ms: int | None = None
+    times: int | None = None
+    gap_ms: int | None = None
+    every_min: int | None = None
 
 
 @dataclass(frozen=True)
@@ -331,35 +343,95 @@ def test_stop_all_silences_plan_and_alerts():
 
 def test_an_alert_sounds_over_the_plan_at_night_without_a_plan_and_without_a_clock():
     lost = NodeState(ready_assets={ASSET}, is_clock_trusted=False)
+    night = Alert(issued_ms=ms("23:15"), expires_ms=ms("23:59"))
     for plan, state in [(Plan([Segment()]), READY), (None, READY), (None, lost)]:
-        decision = decide(plan, Alerts([Alert(expires_ms=ms("23:59"))]), state, ms("23:15"))
+        decision = decide(plan, Alerts([night]), state, ms("23:15:07"))
         assert (decision.kind, decision.alert_id, decision.asset) == (DecisionKind.ALERT, "flood", ASSET)
 
 
-def test_the_gravest_alert_sounds_and_of_equal_ones_the_newest():
-    fire = Alert("fire", Level.EMERGENCY_UPPER, issued_ms=ms("16:00"))
-    alerts = Alerts([Alert("old"), fire, Alert("new", issued_ms=ms("17:05"))])
-    assert decide(None, alerts, READY, ms("17:10")).alert_id == "fire"
-    done = replace(READY, finished_alerts={"fire"})
-    assert decide(None, alerts, done, ms("17:10")).alert_id == "new"
-    assert decide(None, alerts, replace(READY, finished_alerts={"fire", "new", "old"}), ms("17:10")).why is Why.NO_PLAN
-
-
 def test_an_alert_is_over_at_its_expiry_and_a_slow_clock_does_not_delay_it():
-    alerts = Alerts([Alert()])
-    assert decide(None, alerts, READY, ms("17:59:59")).kind is DecisionKind.ALERT
-    assert decide(None, alerts, READY, ms("18:00:00")).kind is DecisionKind.SILENCE
-    slow = decide(None, alerts, READY, ms("16:59:00"))
-    assert (slow.kind, slow.offset_ms) == (DecisionKind.ALERT, 0)
+    alerts = Alerts([Alert(every_min=1, expires_ms=ms("17:30:20"))])
+    assert decide(None, alerts, READY, ms("17:30:19")).until_ms == ms("17:30:20")
+    assert decide(None, alerts, READY, ms("17:30:20")).kind is DecisionKind.SILENCE
+    learned_ms = ms("16:59:00")
+    slow = replace(READY, turns=rounds.learn((), alerts.alerts, {}, learned_ms))
+    decision = decide(None, alerts, slow, learned_ms)
+    assert (decision.kind, decision.part, decision.offset_ms) == (DecisionKind.ALERT, PartKind.TONE, 0)
 
 
 def test_an_alert_whose_clip_is_not_there_still_silences_all_else():
-    decision = decide(Plan([Segment()]), Alerts([Alert(asset=OTHER)]), READY, ms("17:10"))
+    decision = decide(Plan([Segment()]), Alerts([Alert(asset=OTHER)]), READY, ms("17:00:07"))
     assert (decision.kind, decision.why, decision.asset) == (DecisionKind.ALERT, Why.ALERT_ASSET_MISSING, None)
+    assert decision.part is PartKind.TONE
 
 
-def test_a_drill_says_so():
-    assert decide(None, Alerts([Alert(drill=True)]), READY, ms("17:10")).is_drill
+def test_a_drill_says_so_or_does_not_sound():
+    drill = Alerts([Alert(drill=True)])
+    decision = decide(Plan([Segment()]), drill, READY, ms("17:00:06"))
+    assert (decision.is_drill, decision.part, decision.clip) == (True, PartKind.CLIP, "drill")
+    mute = replace(READY, clips=frozenset({"flood"}))
+    assert rules.alert_refusal(drill.alerts[0], mute) is Why.DRILL_CLIP_MISSING
+    assert decide(Plan([Segment()]), drill, mute, ms("17:00:06")).why is Why.PLANNED
+
+
+# --- What a node enforces by itself -----------------------------------------------------------------------------------
+
+
+def minutes(**limits: int) -> NodeState:
+    return replace(READY, limits=Limits(**limits))
+
+
+def test_the_maximum_of_a_day_counts_what_sounded_today_and_begins_anew_at_midnight():
+    day = Plan([Segment("long", ms("17:00"), ms("21:00"))])
+    state = replace(minutes(max_day_min=60), heard=rules.Heard(ms("16:00"), 20 * 60_000, 0, ms("12:00")))
+    assert decide(day, None, state, ms("17:00")).until_ms == ms("17:40")
+    assert decide(day, None, state, ms("17:39:59")).why is Why.PLANNED
+    assert decide(day, None, state, ms("17:40")).why is Why.DAY_MINUTES
+    yesterday = rules.Heard(ms("16:00"), 60 * 60_000, 0, ms("12:00") - 86_400_000)
+    assert decide(day, None, replace(state, heard=yesterday), ms("17:00")).why is Why.PLANNED
+    grave = Segment("grave", ms("17:00"), ms("21:00"), klass=BulletinClass.EMERGENCY)
+    assert decide(Plan([grave]), None, state, ms("20:00")).why is Why.PLANNED
+
+
+def test_a_session_that_is_full_is_silent_for_fifteen_minutes():
+    day = Plan([Segment("long", ms("17:00"), ms("20:00"))])
+    state = minutes(max_session_min=30)
+    said = [decide(day, None, state, ms(clock)).why for clock in ("17:29:59", "17:30", "17:44:59", "17:45", "18:15")]
+    assert said == [Why.PLANNED, Why.SESSION_MINUTES, Why.SESSION_MINUTES, Why.PLANNED, Why.SESSION_MINUTES]
+    fresh = replace(state, heard=rules.Heard(ms("16:50"), 0, 25 * 60_000, ms("16:50")))
+    assert decide(day, None, fresh, ms("17:00")).until_ms == ms("17:05")
+    rested = replace(state, heard=rules.Heard(ms("16:50"), 0, 25 * 60_000, ms("16:45")))
+    assert decide(day, None, rested, ms("17:00")).until_ms == ms("17:30")
+
+
+def test_what_was_heard_is_counted_by_day_and_by_session():
+    limits = Limits()
+    one = rules.count_heard(limits, None, ms("17:00"), ms("17:10"))
+    two = rules.count_heard(limits, one, ms("17:20"), ms("17:25"))
+    assert (two.day_ms, two.session_ms) == (15 * 60_000, 15 * 60_000)
+    three = rules.count_heard(limits, two, ms("17:40"), ms("17:41"))
+    assert (three.day_ms, three.session_ms) == (16 * 60_000, 60_000)
+    midnight = ms("00:00") + 86_400_000
+    four = rules.count_heard(limits, three, midnight - 60_000, midnight + 30_000)
+    assert (four.day_ms, four.session_ms) == (30_000, 90_000)
+
+
+def test_a_segment_that_could_not_begin_in_time_is_skipped_and_one_that_began_goes_on():
+    late = Plan([Segment(late_at_most_ms=30_000), Segment("b", ms("17:30"), ms("17:40"))])
+    bare = replace(READY, ready_assets=frozenset())
+    waiting = decide(late, None, bare, ms("17:00"))
+    assert (waiting.why, waiting.until_ms) == (Why.ASSET_MISSING, ms("17:00:30") + 1)
+    assert decide(late, None, READY, ms("17:00:30")).why is Why.PLANNED
+    assert decide(late, None, READY, ms("17:00:30") + 1).why is Why.TOO_LATE
+    assert decide(late, None, replace(READY, begun={"morning"}), ms("17:20")).why is Why.PLANNED
+    again = Plan([*late.segments, Segment(start_ms=ms("17:40"), end_ms=ms("17:50"), late_at_most_ms=30_000)])
+    assert decide(again, None, READY, ms("17:40")).why is Why.TOO_LATE  # its first start counts, not its next stretch
+
+
+def test_a_segment_says_how_wrong_a_clock_may_be():
+    exact = Plan([Segment(tolerates_ms=2_000)])
+    assert decide(exact, None, replace(READY, uncertainty_ms=2_000.0), ms("17:10")).why is Why.PLANNED
+    assert decide(exact, None, replace(READY, uncertainty_ms=2_001.0), ms("17:10")).why is Why.CLOCK_UNCERTAIN
 
 
 def test_asking_again_at_until_is_enough():
