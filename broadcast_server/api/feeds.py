@@ -1,9 +1,9 @@
-"""Feeds (nguồn tiếp âm) over HTTP: own, rotate, revoke, offer, see who carries it, obligations, conflicts."""
+"""Feeds (nguồn tiếp âm) over HTTP: own, rotate, revoke, offer, see who carries it, conflicts."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from datetime import datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import Field, StringConstraints
@@ -19,14 +19,11 @@ from broadcast_server.control.feeds import (
     FeedQuery,
     FeedView,
     NewFeed,
-    NewObligation,
     NewOffer,
-    ObligationView,
     PushCredential,
 )
-from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.store.tables import ConflictRow, FeedOfferRow
-from broadcast_server.store.words import ConflictKind, ContentKind, FeedKind, FeedState, Tier
+from broadcast_server.store.words import ConflictKind, FeedKind, FeedState, Tier
 
 router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
 
@@ -346,105 +343,3 @@ async def list_conflicts(
         desk, actor, within=within, feed_id=feed_id, closed=closed, after=paging.after, limit=paging.fetch
     )
     return paging.page(found, key=lambda row: row.id, item=ScheduleConflict.of)
-
-
-# -- obligations ------------------------------------------------------------------------------------------------------
-
-
-class TargetForm(Form):
-    """Where it sounds."""
-
-    kind: TargetKind
-    ref: Id
-
-
-class ObligationForm(Form):
-    """A unit and all below it must carry this feed or bulletin; it places a required schedule.
-
-    `rule`: as in schedules; `length_ms`: of one relay, needed for a feed; `targets` left out: the whole unit.
-    """
-
-    unit_id: Id
-    content_kind: Literal[ContentKind.FEED, ContentKind.BULLETIN]
-    content_id: Id
-    rule: dict[str, Any]
-    basis: Basis
-    length_ms: Annotated[int, Field(ge=1_000, le=86_400_000)] | None = None
-    valid_from: Instant | None = None
-    valid_to: Instant | None = None
-    targets: Annotated[tuple[TargetForm, ...], Field(min_length=1, max_length=1000)] | None = None
-    language: Language = "vie"
-
-
-class Obligation(Shown):
-    """What must be carried, on what basis, and the schedule it placed."""
-
-    id: str
-    unit_id: str
-    content_kind: ContentKind
-    content_id: str
-    schedule_id: str
-    basis: str
-    valid_from: datetime
-    valid_to: datetime | None
-    is_in_force: bool
-
-    @classmethod
-    def of(cls, view: ObligationView) -> Obligation:
-        """As callers see it."""
-        row = view.obligation
-        return cls(
-            id=row.id,
-            unit_id=row.unit_id,
-            content_kind=row.content_kind,
-            content_id=row.content_id,
-            schedule_id=row.schedule_id,
-            basis=row.basis,
-            valid_from=row.valid_from,
-            valid_to=row.valid_to,
-            is_in_force=view.schedule.state == "active",
-        )
-
-
-@router.get("/obligations")
-async def list_obligations(
-    desk: DeskDep, actor: ActorDep, paging: PagingDep, for_unit: IdQuery = None
-) -> Page[Obligation]:
-    """Obligations by id; `for_unit`: those it must carry."""
-    found = await feeds.list_obligations(desk, actor, for_unit=for_unit, after=paging.after, limit=paging.fetch)
-    return paging.page(found, key=lambda view: view.obligation.id, item=Obligation.of)
-
-
-@router.post("/obligations", status_code=201)
-async def lay_obligation(desk: DeskDep, actor: ActorDep, form: ObligationForm, response: Response) -> Obligation:
-    """Oblige a unit and all below it."""
-    made = await feeds.oblige(
-        desk,
-        actor,
-        NewObligation(
-            form.unit_id,
-            form.content_kind,
-            form.content_id,
-            form.rule,
-            form.basis,
-            None if form.length_ms is None else timedelta(milliseconds=form.length_ms),
-            form.valid_from,
-            form.valid_to,
-            None if form.targets is None else tuple(Target(one.kind, one.ref) for one in form.targets),
-            form.language,
-        ),
-    )
-    response.headers["Location"] = f"/api/v1/obligations/{made.obligation.id}"
-    return Obligation.of(made)
-
-
-@router.get("/obligations/{obligation_id}")
-async def get_obligation(desk: DeskDep, actor: ActorDep, obligation_id: IdPath) -> Obligation:
-    """One obligation."""
-    return Obligation.of(await feeds.get_obligation(desk, actor, obligation_id))
-
-
-@router.delete("/obligations/{obligation_id}")
-async def lift_obligation(desk: DeskDep, actor: ActorDep, obligation_id: IdPath) -> Obligation:
-    """End an obligation now, its schedule with it."""
-    return Obligation.of(await feeds.lift_obligation(desk, actor, obligation_id))

@@ -15,11 +15,12 @@ from typing import Any
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
+from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store import places
-from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow
-from broadcast_server.store.words import ScheduleKind
+from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow, ScheduleRow
+from broadcast_server.store.words import ContentKind, ScheduleKind
 from speaker_protocol.rules import BulletinClass
 
 
@@ -257,3 +258,38 @@ class _Count:
             underruns=self.underruns,
             open=self.open,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How long one planned stretch was heard on one node of a cluster."""
+
+    broadcast_id: str
+    cluster_id: str
+    starts_at: datetime
+    ends_at: datetime
+    heard_ms: int
+
+
+def lines_of(
+    session: Session,
+    cluster_ids: Collection[str],
+    within: Window,
+    *,
+    feed_id: str | None = None,
+    bulletin_id: str | None = None,
+) -> list[Line]:
+    """The play log of these clusters that touches `within`: of a feed, or of a bulletin, whoever scheduled it."""
+    query = (
+        select(PlayRow.broadcast_id, PlayRow.cluster_id, PlayRow.starts_at, PlayRow.ends_at, PlayRow.heard_ms)
+        .join(BroadcastRow, BroadcastRow.id == PlayRow.broadcast_id)
+        .where(PlayRow.cluster_id.in_(cluster_ids), PlayRow.starts_at < within.end, PlayRow.ends_at > within.start)
+        .order_by(PlayRow.starts_at, PlayRow.id)
+    )
+    if feed_id is not None:
+        query = query.where(BroadcastRow.feed_id == feed_id)
+    if bulletin_id is not None:
+        query = query.join(ScheduleRow, ScheduleRow.id == BroadcastRow.schedule_id).where(
+            ScheduleRow.content_kind == ContentKind.BULLETIN, ScheduleRow.content_id == bulletin_id
+        )
+    return [Line(*row) for row in session.execute(query)]
