@@ -56,7 +56,7 @@ REPEATS = 5
 class NoRelay:
     """An engine for a plan without relays."""
 
-    async def reconcile(self, desired: Mapping[str, Any]) -> None:
+    async def reconcile(self, desired: Mapping[str, Any], *, ending: str = "") -> None:  # noqa: ARG002
         """Nothing is wanted here."""
         assert not desired
 

@@ -25,6 +25,7 @@ import uvicorn
 from broadcast_server.api.router import create_api
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
+from broadcast_server.audio.prepare import decode_pcm
 from broadcast_server.audio.speech import EspeakSpeaker
 from broadcast_server.control import sending, ties
 from broadcast_server.control.desk import AudioRoom, Desk
@@ -77,6 +78,8 @@ log = get_logger()
 
 STORE_THREADS: Final = 3
 WORK_THREADS: Final = 3
+FILLER_LONGEST_S: Final = 300
+"""A filler is held in memory as PCM: 5 minutes are 29 MB."""
 
 
 @dataclass(slots=True)
@@ -207,8 +210,14 @@ async def _engine_room(
         link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password
     )
     stack.push_async_callback(bus.close)
-    feeds = FeedKeeper(store=store, clock=clock)
-    ingest = Ingest(authenticate=feeds.authenticate, sandbox=desk.audio.sandbox, clock=clock, chance=chance)
+    feeds = FeedKeeper(store=store, clock=clock, chance=chance)
+    ingest = Ingest(
+        authenticate=feeds.authenticate,
+        sandbox=desk.audio.sandbox,
+        clock=clock,
+        chance=chance,
+        on_event=feeds.heard,
+    )
     stack.push_async_callback(ingest.close)
     fetcher = Fetcher(clock=clock, allow_private=frozenset(settings.relay.allow_private))
     engine = Engine(
@@ -220,6 +229,13 @@ async def _engine_room(
         chance=chance,
         executor=desk.executor,
         pushed=ingest,
+        load_filler=lambda sha256: decode_pcm(
+            desk.audio.assets.path(sha256),
+            assets=desk.audio.assets,
+            sandbox=desk.audio.sandbox,
+            executor=desk.executor,
+            longest_s=FILLER_LONGEST_S,
+        ),
     )
     conductor = Conductor(
         name=f"{os.uname().nodename}-{os.getpid()}-{chance.new_id()[-8:]}",

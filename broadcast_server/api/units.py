@@ -216,6 +216,7 @@ class PolicyForm(Form):
     max_gain_db: Annotated[float, Field(ge=-60, le=0)] = 0.0
     max_live_minutes: Annotated[int, Field(ge=1, le=120)] = 30
     suspensions: Annotated[tuple[SuspensionForm, ...], Field(max_length=200)] = ()
+    filler: Id | None = Field(default=None, description="approved bulletin, looped while a relay has lost its source")
 
 
 class Policy(Shown):

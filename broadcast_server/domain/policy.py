@@ -128,6 +128,8 @@ class StationPolicy:
     suspensions: tuple[Suspension, ...] = ()
     max_live_minutes: int = 30
     """Longest live session."""
+    filler: str | None = None
+    """The approved bulletin that is looped while a relay has lost its source."""
 
     def __post_init__(self) -> None:
         for name in ("max_minutes_per_session", "max_minutes_per_day"):
@@ -333,6 +335,7 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
             }
             for suspension in policy.suspensions
         ],
+        **({} if policy.filler is None else {"filler": policy.filler}),
     }
 
 
@@ -359,7 +362,14 @@ def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
             _suspension_from(each, f"suspensions[{number}]")
             for number, each in enumerate(document.get("suspensions", ()))
         ),
+        filler=_filler_from(document.get("filler")),
     )
+
+
+def _filler_from(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and 0 < len(value) <= 64):
+        return value
+    raise Invalid("filler_invalid", field="filler", fix="give_bulletin_id")
 
 
 def _quiet_to_dict(hours: QuietHours) -> dict[str, str]:

@@ -27,9 +27,9 @@ from broadcast_server.playout.inbox import Heard
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
 from broadcast_server.playout.urgent import UrgentLane
-from broadcast_server.relay.engine import FeedKind, StreamSpec
+from broadcast_server.relay.engine import FeedKind, SourceSpec, StreamSpec
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import leases, outbox, plans, reports, sequences
+from broadcast_server.store import leases, outbox, plans, relays, reports, sequences
 from broadcast_server.store.plans import PublishedPlan, Seat
 from broadcast_server.store.session import Session, Store
 
@@ -53,8 +53,8 @@ COUNTER: Final = "signed"
 class Relays(Protocol):
     """What the conductor needs of the relay engine."""
 
-    async def reconcile(self, desired: Mapping[str, StreamSpec]) -> None:
-        """Make what runs equal to `desired`, by stream id."""
+    async def reconcile(self, desired: Mapping[str, StreamSpec], *, ending: str = "window_over") -> None:
+        """Make what runs equal to `desired`, by stream id; `ending`: why what is not wanted any more ends."""
         ...
 
 
@@ -251,7 +251,7 @@ class Conductor:
             if was:
                 log.warning("leader.lost", epoch=was)
             self._epoch = 0
-            await self._engine.reconcile({})
+            await self._engine.reconcile({}, ending="leader_lost")
             return False
         self._renewed_s = now_s
         if must_rise:
@@ -561,23 +561,19 @@ class Conductor:
 
     async def _reconcile(self, now: datetime) -> None:
         listeners: dict[str, dict[int, int]] = {}
+        fillers: dict[str, set[str | None]] = {}
         for relay in self._relays:
             if relay.start - STREAM_LEAD <= now < relay.end + STREAM_TAIL:
                 listeners.setdefault(relay.stream, {})[relay.target] = relay.nodes
+                fillers.setdefault(relay.stream, set()).update(relay.fillers)
         specs: dict[str, StreamSpec] = {}
         if listeners:
-            feeds = await self._store.read(lambda session: plans.feed_sources(session, listeners))
+            # One stream sounds in many communes: their own filler only where all of them name the same.
+            agreed = {feed_id: next(iter(named)) if len(named) == 1 else None for feed_id, named in fillers.items()}
+            found = await self._store.read(lambda session: relays.arrangements(session, agreed, now))
             specs = {
-                feed_id: StreamSpec(
-                    stream_id=feed_id,
-                    feed_id=feed_id,
-                    kind=FeedKind(feed.kind.value),
-                    url=feed.url,
-                    mount=feed.mount,
-                    listeners=sum(listeners[feed_id].values()),
-                    epoch=self._epoch,
-                )
-                for feed_id, feed in feeds.items()
+                feed_id: _stream_spec(each, listeners=sum(listeners[feed_id].values()), epoch=self._epoch)
+                for feed_id, each in found.items()
             }
         await self._engine.reconcile(specs)
 
@@ -587,18 +583,44 @@ LEASE: Final = leases.LEADER
 
 @dataclass(frozen=True, slots=True)
 class _Relay:
-    """One stretch of a plan that takes a stream. `target`: number of the target set, `nodes`: how many it has."""
+    """One stretch of a plan that takes a stream. `target`: number of the target set, `nodes`: how many it has.
+
+    `fillers`: what its communes' policies name.
+    """
 
     stream: str
     start: datetime
     end: datetime
     target: int
     nodes: int
+    fillers: frozenset[str | None]
+
+
+def _stream_spec(arranged: relays.Arrangement, *, listeners: int, epoch: int) -> StreamSpec:
+    source = arranged.source
+    return StreamSpec(
+        stream_id=source.feed_id,
+        feed_id=source.feed_id,
+        kind=FeedKind(source.kind.value),
+        url=source.url,
+        mount=source.mount,
+        listeners=listeners,
+        epoch=epoch,
+        substitutes=tuple(
+            SourceSpec(each.feed_id, FeedKind(each.kind.value), each.url, each.mount) for each in arranged.substitutes
+        ),
+        filler=arranged.filler,
+        delay_s=arranged.delay_s,
+        barred=arranged.barred,
+        is_revoked=arranged.is_revoked,
+    )
 
 
 def _relays_of(desired: Desired) -> tuple[_Relay, ...]:
+    policies = desired.fleet.policies
+    fillers = [frozenset(policies[seat.unit_id].filler for seat in target.seats) for target in desired.targets]
     return tuple(
-        _Relay(segment.stream, segment.start, segment.end, number, len(target.seats))
+        _Relay(segment.stream, segment.start, segment.end, number, len(target.seats), fillers[number])
         for number, target in enumerate(desired.targets)
         for segment in target.plan.segments
         if segment.stream is not None

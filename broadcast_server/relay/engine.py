@@ -64,7 +64,8 @@ class StreamSpec:
     """One stream that shall be on the air. `url` for a pulled feed, `mount` for a pushed one.
 
     `substitutes`: who stands in, in order; `filler`: hash of the recording that is looped when nobody does; `delay_s`:
-    how long sound is held before it is sent; `barred`: the code of a person's word that no feed may sound here.
+    how long sound is held before it is sent; `barred`: the code of a person's word that no feed may sound here;
+    `is_revoked`: the feed itself may not, its substitutes may.
     """
 
     stream_id: str
@@ -79,6 +80,7 @@ class StreamSpec:
     filler: str | None = None
     delay_s: float = 0.0
     barred: str | None = None
+    is_revoked: bool = False
 
     @property
     def source(self) -> SourceSpec:
@@ -94,6 +96,7 @@ class StreamSpec:
             filler=other.filler,
             delay_s=other.delay_s,
             barred=other.barred,
+            is_revoked=other.is_revoked,
         )
         return changed == other
 
@@ -336,6 +339,7 @@ class Engine:
             filler=None if spec.filler is None else self._filler(spec.filler),
             delay_s=spec.delay_s,
             barred=spec.barred,
+            is_revoked=spec.is_revoked,
         )
 
     async def _stop(self, stream_id: str) -> None:

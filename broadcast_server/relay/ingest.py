@@ -63,6 +63,10 @@ class EndReason(StrEnum):
     CUT = "cut"
     STALLED = "stalled"
     REVOKED = "revoked"
+    WINDOW_OVER = "window_over"
+    """The feed's validity is over."""
+    MOUNT_BUSY = "mount_busy"
+    """It never was a source: another held the mount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class IngestEvent:
-    """A source came (`reason` None) or went."""
+    """A source came (`reason` None), went, or was turned away from a busy mount."""
 
     feed_id: str
     mount: str
@@ -88,6 +92,7 @@ class IngestEvent:
     reason: EndReason | None
     bytes_in: int
     user_agent: str
+    address: str
 
 
 OnEvent = Callable[[IngestEvent], None]
@@ -103,6 +108,7 @@ class _Source:
     address: str
     connection: PushConnection
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
+    revoked_because: EndReason = EndReason.REVOKED
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -193,11 +199,12 @@ class Ingest:
             for feed_id, source in self._sources.items()
         }
 
-    async def revoke(self, feed_id: str) -> bool:
+    async def revoke(self, feed_id: str, reason: EndReason = EndReason.REVOKED) -> bool:
         """End the feed's connection now; whether there was one. Its credentials are the caller's business."""
         source = self._sources.get(feed_id)
         if source is None:
             return False
+        source.revoked_because = reason
         source.revoked.set()
         await source.gone.wait()
         return True
@@ -298,6 +305,8 @@ class Ingest:
     def _seat(self, feed_id: str, request: _Request, address: str) -> _Source:
         if feed_id in self._sources:
             log.warning("ingest.busy", feed_id=feed_id, address=address)
+            agent = request.headers.get("user-agent", "")[:200]
+            self._report(feed_id, request.mount, agent, address, EndReason.MOUNT_BUSY, 0)
             raise _Answer(403, "Mountpoint in use")
         content_type = request.headers.get("content-type", "audio/mpeg")
         try:
@@ -317,7 +326,7 @@ class Ingest:
         reading = asyncio.create_task(self._read(source, body, limits), name=f"relay.ingest.read[{source.feed_id}]")
         try:
             await asyncio.wait({revoked, reading}, return_when=asyncio.FIRST_COMPLETED)
-            return EndReason.REVOKED if revoked.done() else reading.result()
+            return source.revoked_because if revoked.done() else reading.result()
         finally:
             revoked.cancel()
             reading.cancel()
@@ -353,15 +362,23 @@ class Ingest:
             reason=reason,
             bytes_in=source.connection.bytes_in,
         )
+        self._report(
+            source.feed_id, source.mount, source.user_agent, source.address, reason, source.connection.bytes_in
+        )
+
+    def _report(
+        self, feed_id: str, mount: str, agent: str, address: str, reason: EndReason | None, bytes_in: int
+    ) -> None:
         if self._on_event is not None:
             self._on_event(
                 IngestEvent(
-                    feed_id=source.feed_id,
-                    mount=source.mount,
+                    feed_id=feed_id,
+                    mount=mount,
                     at=self._clock.now(),
                     reason=reason,
-                    bytes_in=source.connection.bytes_in,
-                    user_agent=source.user_agent,
+                    bytes_in=bytes_in,
+                    user_agent=agent,
+                    address=address,
                 )
             )
 

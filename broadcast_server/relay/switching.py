@@ -39,6 +39,7 @@ _FILL_AT_MOST_S: Final = 1.0
 _EAR_BYTES: Final = 4 * SAMPLE_RATE_HZ * SAMPLE_BYTES
 
 _SOUNDS: Final = Health(has_sound=True, healthy_s=float("inf"))
+_REVOKED: Final = Health(has_sound=False, reason="source_revoked", is_final=True, is_wrong=True)
 
 
 class SourceKind(StrEnum):
@@ -127,6 +128,7 @@ class SwitchingSource:
         self._filler: Filler | None = None
         self._delay_s = 0.0
         self._barred: str | None = None
+        self._is_revoked = False
         self._open: dict[str, _Open] = {}
         self._current = 0
         self._sounding: Sounding | None = None
@@ -142,9 +144,19 @@ class SwitchingSource:
     # -- what the engine says
 
     def arrange(
-        self, *, substitutes: Sequence[str], filler: Filler | None, delay_s: float, barred: str | None = None
+        self,
+        *,
+        substitutes: Sequence[str],
+        filler: Filler | None,
+        delay_s: float,
+        barred: str | None = None,
+        is_revoked: bool = False,
     ) -> None:
-        """The rungs below the feed, the delay, and whether a person has barred it (`cut`, `stopped`)."""
+        """The rungs below the feed, the delay, and whether a person has barred all feeds (`cut`, `stopped`).
+
+        `is_revoked`: the feed itself may not sound any more, its substitutes may.
+        """
+        self._is_revoked = is_revoked
         feeds = (self.feed_id, *(each for each in dict.fromkeys(substitutes) if each != self.feed_id))
         if feeds != self._feeds:
             sounding = self._feeds[self._current] if self._current < len(self._feeds) else None
@@ -253,6 +265,8 @@ class SwitchingSource:
     def _health(self, number: int) -> Health | None:
         if number >= len(self._feeds):
             return _SOUNDS
+        if number == 0 and self._is_revoked:
+            return _REVOKED
         opened = self._open.get(self._feeds[number])
         if opened is None:
             return None
@@ -300,6 +314,8 @@ class SwitchingSource:
 
     async def _keep_open(self, wanted: frozenset[int], now_s: float) -> None:
         for number in sorted(wanted):
+            if number == 0 and self._is_revoked:
+                continue
             feed_id = self._feeds[number]
             if feed_id not in self._open:
                 reader = await self._readers.acquire(feed_id)
@@ -312,7 +328,8 @@ class SwitchingSource:
             self._open[feed_id].wanted_until_s = now_s + KEEP_OPEN_S
         for feed_id in [each for each, opened in self._open.items() if opened.wanted_until_s <= now_s]:
             await self._close(feed_id)
-        for feed_id in self._open.keys() - set(self._feeds):
+        unwanted = {self.feed_id} if self._is_revoked else set()
+        for feed_id in self._open.keys() - (set(self._feeds) - unwanted):
             await self._close(feed_id)
 
     async def _close(self, feed_id: str) -> None:

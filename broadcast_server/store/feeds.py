@@ -82,6 +82,22 @@ def credential_versions(session: Session, now: datetime) -> dict[str, int]:
     return {row.id: row.credential_version for row in rows if feed_in_force(row, now)}
 
 
+def out_of_validity(session: Session, now: datetime) -> set[str]:
+    """Push feeds that nobody revoked and whose validity is over."""
+    return set(
+        session.scalars(
+            select(FeedRow.id).where(
+                FeedRow.kind == FeedKind.PUSH, FeedRow.revoked_at.is_(None), FeedRow.valid_to <= now
+            )
+        )
+    )
+
+
+def name_of(session: Session, feed_id: str) -> str | None:
+    """The feed's name, None for an unknown one."""
+    return session.scalar(select(FeedRow.name).where(FeedRow.id == feed_id))
+
+
 def pulled_in_force(session: Session, now: datetime) -> list[tuple[str, str]]:
     """Id and URL of every pulled feed in force, for the probe."""
     rows = session.scalars(

@@ -14,7 +14,6 @@ from broadcast_server.store.tables import (
     BroadcastRow,
     ClusterRow,
     ConflictRow,
-    FeedRow,
     GroupMemberRow,
     GroupRow,
     NodePlanRow,
@@ -26,7 +25,7 @@ from broadcast_server.store.tables import (
     UnitRow,
 )
 from broadcast_server.store.upsert import upsert
-from broadcast_server.store.words import ConflictKind, FeedKind
+from broadcast_server.store.words import ConflictKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,26 +167,6 @@ def drop_unused_bodies(session: Session) -> None:
 def record_broadcasts(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     """Occurrences as planned; times and title follow a change, the identity stays."""
     upsert(session, BroadcastRow, rows, update=("title", "starts_at", "ends_at", "asset_sha256", "approval"))
-
-
-@dataclass(frozen=True, slots=True)
-class FeedSource:
-    """What the relay must know of a feed."""
-
-    feed_id: str
-    kind: FeedKind
-    url: str | None
-    mount: str | None
-
-
-def feed_sources(session: Session, feed_ids: Iterable[str]) -> dict[str, FeedSource]:
-    """Feeds that may still be relayed, by id."""
-    rows = session.execute(
-        select(FeedRow.id, FeedRow.kind, FeedRow.url, FeedRow.mount).where(
-            FeedRow.id.in_(tuple(feed_ids)), FeedRow.revoked_at.is_(None)
-        )
-    )
-    return {row[0]: FeedSource(*row) for row in rows}
 
 
 def fleet_mark(session: Session) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from broadcast_server.store.tables import (
     FeedOfferRow,
     FeedRow,
     FeedStatusRow,
+    FeedSubstituteRow,
     NodeRow,
     NodeStatusRow,
     PlayRow,
@@ -846,6 +847,9 @@ class _Shelf:
             .order_by(FeedOfferRow.valid_from, FeedOfferRow.id)
         ):
             offers[feed_id].append(_Offer(*offer))
+        stood_in_for = set(
+            session.scalars(select(FeedSubstituteRow.feed_id).where(FeedSubstituteRow.feed_id.in_(named)))
+        )
         for feed_id, name, unit_id, revoked_at, successor_id, valid_from, valid_to in session.execute(
             select(
                 FeedRow.id,
@@ -859,12 +863,22 @@ class _Shelf:
         ):
             self._contents[ContentKind.FEED, feed_id] = _Content(name)
             self._feeds[feed_id] = _Feed(
-                feed_id, name, unit_id, revoked_at, successor_id, valid_from, valid_to, tuple(offers[feed_id])
+                feed_id,
+                name,
+                unit_id,
+                revoked_at,
+                successor_id,
+                valid_from,
+                valid_to,
+                tuple(offers[feed_id]),
+                feed_id in stood_in_for,
             )
 
     def _feed_block(self, feed: _Feed, unit_id: str, start: datetime, end: datetime) -> Blocked | None:
         facts: dict[str, Any] = {"title": feed.name, "successor_id": feed.successor_id}
         if feed.revoked_at is not None and feed.revoked_at < end:
+            if feed.has_substitutes and start < feed.revoked_at:
+                return None  # it sounds already: its substitute carries it to the end of this window
             return Blocked(ConflictKind.FEED_REVOKED, feed.id, facts)
         if not _covers(feed.valid_from, feed.valid_to, start, end):
             return Blocked(ConflictKind.OFFER_EXPIRES, feed.id, facts | _until(feed.valid_to))
@@ -911,6 +925,7 @@ class _Feed(NamedTuple):
     valid_from: datetime | None
     valid_to: datetime | None
     offers: tuple[_Offer, ...]
+    has_substitutes: bool
 
 
 _ASSET: Final = (AssetRow.sha256, AssetRow.size_bytes, AssetRow.duration_ms, AssetRow.cues, AssetRow.collected_at)

@@ -31,6 +31,7 @@ from broadcast_server.store.words import (
     MediaKind,
     OutboxState,
     RecordingState,
+    RelayedKind,
     Role,
     ScheduleKind,
     ScheduleState,
@@ -242,8 +243,65 @@ class FeedRow(Base):
     successor_id: Mapped[str | None] = mapped_column(ForeignKey("feeds.id"))
     valid_from: Mapped[datetime | None]
     valid_to: Mapped[datetime | None]
+    filler_id: Mapped[str | None] = mapped_column(String(32))
+    """An approved bulletin that is looped when neither the feed nor a substitute sounds and the communes name none."""
+    delay_ms: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    """So long sound is held before it goes out, for the cut button."""
+    cut_at: Mapped[datetime | None]
+    cut_by: Mapped[str | None]
+    stopped_at: Mapped[datetime | None]
+    """Relayed nowhere from here on, until released."""
+    stopped_by: Mapped[str | None]
+    stop_reason: Mapped[str | None] = mapped_column(String(300))
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(default=1)
+
+
+class FeedSubstituteRow(Base):
+    """Who stands in for a feed that gives no good sound, in order of `position`."""
+
+    __tablename__ = "feed_substitutes"
+    feed_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    substitute_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"), index=True)
+
+
+class RelaySpanRow(Base):
+    """What a feed's stream sounded on the speakers, `[since, until)`: the feed, a substitute, the filler, nothing.
+
+    `until` null: still so as of `seen_at`. `reason`: why it began; `end_reason`: why it ended, codes both.
+    """
+
+    __tablename__ = "relay_spans"
+    __table_args__ = (Index("ix_relay_spans_feed", "feed_id", "since"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    feed_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"))
+    kind: Mapped[RelayedKind] = mapped_column(Word(RelayedKind))
+    source_id: Mapped[str | None] = mapped_column(String(64))
+    """The substitute feed's id, or the filler's SHA-256."""
+    reason: Mapped[str]
+    since: Mapped[datetime]
+    until: Mapped[datetime | None] = mapped_column(index=True)
+    end_reason: Mapped[str | None]
+    seen_at: Mapped[datetime]
+
+
+class PushSessionRow(Base):
+    """One connection of a station's source client, or its refusal, and how it ended. `reason` null: connected."""
+
+    __tablename__ = "push_sessions"
+    __table_args__ = (Index("ix_push_sessions_feed", "feed_id", "since"),)
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    feed_id: Mapped[str] = mapped_column(ForeignKey("feeds.id"))
+    since: Mapped[datetime]
+    until: Mapped[datetime | None]
+    reason: Mapped[str | None]
+    seen_at: Mapped[datetime]
+    bytes_in: Mapped[int] = mapped_column(default=0)
+    agent: Mapped[str] = mapped_column(String(200))
+    address: Mapped[str]
+    attempts: Mapped[int] = mapped_column(default=1)
+    """How often it was refused so, within minutes, from one address."""
 
 
 class FeedStatusRow(Base):

@@ -32,6 +32,15 @@ class FeedState(StrEnum):
     IDLE = "idle"
 
 
+class RelayedKind(StrEnum):
+    """What sounds on a feed's stream."""
+
+    FEED = "feed"
+    SUBSTITUTE = "substitute"
+    FILLER = "filler"
+    SILENCE = "silence"
+
+
 class MediaKind(StrEnum):
     """What a bulletin version is made of."""
 

@@ -49,8 +49,9 @@ class Relays:
 
     wanted: Mapping[str, StreamSpec] = field(default_factory=dict)
 
-    async def reconcile(self, desired: Mapping[str, StreamSpec]) -> None:
+    async def reconcile(self, desired: Mapping[str, StreamSpec], *, ending: str = "window_over") -> None:
         self.wanted = dict(desired)
+        self.ending = ending
 
 
 class Speaker:
