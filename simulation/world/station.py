@@ -115,7 +115,7 @@ class _IcyBus(LoopbackBus):
 class _NoRelays:
     """The relay engine's port: nothing is relayed here."""
 
-    async def reconcile(self, desired: Any) -> None:
+    async def reconcile(self, desired: Any, *, ending: str = "") -> None:  # noqa: ARG002
         """No stream is kept."""
         del desired
 
