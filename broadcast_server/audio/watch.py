@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 class Fault(StrEnum):
     """What is wrong with the sound."""
 
-    SILENT = "silent"
+    SILENT = "source_silent"
     STUCK = "stuck"
     OVERLEVEL = "overlevel"
     CONSTANT = "constant"

@@ -210,7 +210,7 @@ async def test_a_silent_station_is_stood_in_for_after_ten_seconds(studio: Studio
     lost_s = studio.clock.monotonic()
     await studio.pass_s(13)
     assert 9.9 <= studio.first_after(lost_s, SPARE) <= 12.0
-    assert studio.told[-1].reason == "silent"
+    assert studio.told[-1].reason == "source_silent"
 
 
 async def test_a_source_that_comes_and_goes_does_not_flap(studio: Studio):
