@@ -30,6 +30,7 @@ from broadcast_server.audio.speech import EspeakSpeaker
 from broadcast_server.control import sending, ties
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
+from broadcast_server.control.live import LiveKeeper
 from broadcast_server.domain.clock import Clock
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.domain.places import PlaceTree
@@ -58,6 +59,7 @@ from broadcast_server.playout.keeper import BrokerKeeper, FeedKeeper
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.relay.engine import Engine
 from broadcast_server.relay.ingest import Ingest
+from broadcast_server.relay.voice import VoiceRoom
 from broadcast_server.settings import Role, Settings
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import facts, places
@@ -80,6 +82,8 @@ STORE_THREADS: Final = 3
 WORK_THREADS: Final = 3
 FILLER_LONGEST_S: Final = 300
 """A filler is held in memory as PCM: 5 minutes are 29 MB."""
+SOCKET_FRAME_BYTES: Final = 128 * 1024
+"""A microphone's chunk is 64 KiB at most; a longer frame closes its socket before it is in memory."""
 
 
 @dataclass(slots=True)
@@ -92,6 +96,8 @@ class Server:
     broker_code: str = ""
     parts: Callable[[], Mapping[str, bool]] = dict
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
+    voices: VoiceRoom | None = None
+    """Where live voices go; None where the engine room is another process."""
 
 
 @contextlib.asynccontextmanager
@@ -254,6 +260,16 @@ async def _engine_room(
         is_clock_trusted=lambda: watch.is_trusted,
         is_alone=_is_alone(settings, store, stack),
     )
+    server.voices = voices = VoiceRoom(
+        bus=bus,
+        signer=signer,
+        clock=clock,
+        chance=chance,
+        executor=desk.executor,
+        sandbox=desk.audio.sandbox,
+        folder=settings.data_dir / "voices",
+        epoch=lambda: conductor.epoch,
+    )
     judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
 
     deliveries = Deliveries(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))
@@ -307,6 +323,7 @@ async def _engine_room(
     stack.callback(alarms.close)
     stack.push_async_callback(engine.close)
     stack.push_async_callback(conductor.close)
+    stack.push_async_callback(voices.close)
     tasks = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
     stack.push_async_callback(tasks.close)
     if link.users is not None:
@@ -319,6 +336,9 @@ async def _engine_room(
     tasks.keep("playout.urgent", conductor.run_urgent, FOREVER)
     tasks.keep("playout.feeds", lambda: feeds.run(engine, ingest), FOREVER)
     tasks.keep("playout.conductor", conductor.run, FOREVER)
+    live = LiveKeeper(desk, voices)
+    tasks.keep("control.live", live.run, FOREVER)
+    tasks.keep("control.live_recordings", live.run_recordings, FOREVER)
 
 
 def _is_alone(settings: Settings, store: Store, stack: contextlib.AsyncExitStack) -> bool:
@@ -435,7 +455,7 @@ class _HttpServer(uvicorn.Server):
 
 async def _front_door(server: Server, stack: contextlib.AsyncExitStack, desk: Desk, door: socket.socket) -> None:
     settings = server.settings.http
-    api = create_api(desk, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())  # noqa: PLW0108  set later, by the engine room
+    api = create_api(desk, ingest=server.voices, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())  # noqa: PLW0108  set later, by the engine room
     http = _HttpServer(
         uvicorn.Config(
             api,
@@ -447,6 +467,7 @@ async def _front_door(server: Server, stack: contextlib.AsyncExitStack, desk: De
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=5,
+            ws_max_size=SOCKET_FRAME_BYTES,
         )
     )
     serving = asyncio.create_task(http.serve(sockets=[door]), name="app.http")

@@ -49,6 +49,9 @@ class Front:
         if "*" not in self._hosts and _host_of(headers) not in self._hosts:
             await _refuse(Invalid("host_unknown_here"), 421, scope, receive, send)
             return
+        if scope["type"] == "websocket" and not self._is_own_page(headers):
+            await _refuse(Invalid("host_unknown_here"), 421, scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,6 +79,11 @@ class Front:
 
         await self._app(scope, counted, dressed)
 
+    def _is_own_page(self, headers: Headers) -> bool:
+        """Whether a socket is opened by a page of ours, or by no page: a browser names the page and cannot lie."""
+        origin = headers.get("origin")
+        return origin is None or "*" in self._hosts or _name_of(origin.lower().partition("://")[2]) in self._hosts
+
     def _limit_of(self, headers: Headers) -> int:
         """Much only for uploads of somebody who shows a token, whoever that proves to be."""
         is_upload = headers.get("content-type", "").lower().startswith(_UPLOADS)
@@ -92,7 +100,10 @@ async def _refuse(error: BroadcastError, status: int, scope: Scope, receive: Rec
 
 
 def _host_of(headers: Headers) -> str:
-    host = headers.get("host", "").lower()
+    return _name_of(headers.get("host", "").lower())
+
+
+def _name_of(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]

@@ -22,6 +22,7 @@ from broadcast_server.api import (
     clusters,
     emergencies,
     feeds,
+    live,
     nodes,
     obligations,
     people,
@@ -36,6 +37,7 @@ from broadcast_server.api import (
 )
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.live import LiveIngest
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.store import system as rows
 
@@ -83,6 +85,7 @@ def build_router() -> APIRouter:
         sendings,
         ties,
         emergencies,
+        live,
         plays,
         system,
     ):
@@ -96,14 +99,15 @@ def create_api(
     allowed_hosts: Collection[str] = LOCAL_HOSTS,
     parts: Callable[[], Mapping[str, bool]] = dict,
     registry: CollectorRegistry = REGISTRY,
+    ingest: LiveIngest | None = None,
     upload_limit_bytes: int = UPLOAD_LIMIT_BYTES,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
     `allowed_hosts`: host names this origin is reached by (`*`: any); `parts`: name of each part of the engine room and
-    whether it is ready, for `/readyz`; `registry`: counters for `/metrics`; `upload_limit_bytes`: largest body that is
-    not JSON.
+    whether it is ready, for `/readyz`; `registry`: counters for `/metrics`; `ingest`: where live voices go in this
+    process, if anywhere; `upload_limit_bytes`: largest body that is not JSON.
     """
     app = Api(
         title="Loa: control server of grassroots radio",
@@ -119,7 +123,9 @@ def create_api(
     problems.install(app)
     app.include_router(build_router())
     app.include_router(_machine_router(desk, parts, registry))
-    app.add_middleware(Front, state={"desk": desk}, allowed_hosts=allowed_hosts, upload_limit_bytes=upload_limit_bytes)
+    app.add_middleware(
+        Front, state={"desk": desk, "live": ingest}, allowed_hosts=allowed_hosts, upload_limit_bytes=upload_limit_bytes
+    )
     return app
 
 

@@ -84,6 +84,10 @@ class Attached(Protocol):
         """The socket is gone."""
         ...
 
+    async def over(self) -> None:
+        """Return when it has ended: replaced, or the voice is over."""
+        ...
+
 
 class LiveIngest(Protocol):
     """Where the bytes of a voice go; `relay.voice.VoiceRoom` is one."""

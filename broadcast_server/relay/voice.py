@@ -157,6 +157,10 @@ class Attachment:
         self._check()
         self._voice.renew()
 
+    async def over(self) -> None:
+        """Return when it has ended."""
+        await self.ended.wait()
+
     def release(self) -> None:
         """The socket is gone; the voice waits for another."""
         if self._voice.attachment is self:
@@ -332,7 +336,7 @@ class Voice:
     async def close(self) -> None:
         """End decoders and write what is left of the recording."""
         if self.attachment is not None:
-            self.attachment.end("live_over")
+            self.attachment.end("live_lost" if self.is_lost else "live_over")
         self._retire()
         while self._closing:
             await asyncio.wait(set(self._closing))
