@@ -45,7 +45,8 @@ Note = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 class SendingForm(Form):
     """Send a bulletin to `unit_ids`, or to every unit of `kinds` below `below`.
 
-    `earliest`, `latest`, `times` are wishes; `deadline`: until when units decide or the server places it.
+    `earliest`, `latest`, `times` are wishes; `deadline`: until when units decide or the server places it; of an
+    emergency until when nodes that were away still obey. `confirm`: the word that launches an emergency.
     """
 
     unit_id: Id
@@ -61,6 +62,7 @@ class SendingForm(Form):
     latest: Instant | None = None
     times: Annotated[int, Field(ge=1, le=20)] = 1
     valid_to: Instant | None = None
+    confirm: Annotated[str, StringConstraints(max_length=40)] = ""
 
 
 class CorrectionForm(Form):
@@ -288,6 +290,7 @@ async def send_bulletin(
             latest=form.latest,
             times=form.times,
             valid_to=form.valid_to,
+            confirm=form.confirm,
         ),
     )
     response.headers["Location"] = f"/api/v1/sendings/{made.sending.id}"

@@ -152,7 +152,7 @@ class DeliveryQuery:
 
 async def launch(desk: Desk, actor: Actor, request: NewEmergency) -> EmergencyView:
     """Raise an emergency (or a drill) at once. Raises `Invalid` naming field and fix, `Refused`, `NotFound`."""
-    _check_confirm(request.mode, request.confirm)
+    check_confirm(request.mode, request.confirm)
     return await _enter(desk, actor, request, is_launch=True)
 
 
@@ -168,23 +168,7 @@ async def _enter(desk: Desk, actor: Actor, request: NewEmergency, *, is_launch: 
 
     def work(session: Session) -> EmergencyView:
         access.authorize(session, actor, action, request.unit_id, at=now)
-        units = _units(session, request.unit_id, request.units, now)
-        row = _row(
-            session,
-            actor,
-            emergency_id,
-            unit_id=request.unit_id,
-            units=units,
-            mode=request.mode,
-            nature=EmergencyNature.ALERT,
-            message=request.message,
-            rounds=request.rounds,
-            expires_min=request.expires_min,
-            reason=request.reason,
-            now=now,
-        )
-        session.add(row)
-        session.flush()
+        row = _new_row(session, actor, request, emergency_id, now)
         if is_launch:
             _put_in_force(session, desk, actor, row, now)
         else:
@@ -192,6 +176,38 @@ async def _enter(desk: Desk, actor: Actor, request: NewEmergency, *, is_launch: 
         return _view(session, row, None, now)
 
     return await desk.store.begin(work)
+
+
+def enter_launch(
+    session: Session, desk: Desk, actor: Actor, request: NewEmergency, emergency_id: str, now: datetime
+) -> EmergencyRow:
+    """`launch` inside a transaction of the caller's."""
+    check_confirm(request.mode, request.confirm)
+    _check(request.message, request.rounds, request.expires_min, request.reason)
+    access.authorize(session, actor, Action.EMERGENCY_LAUNCH, request.unit_id, at=now)
+    row = _new_row(session, actor, request, emergency_id, now)
+    _put_in_force(session, desk, actor, row, now)
+    return row
+
+
+def _new_row(session: Session, actor: Actor, request: NewEmergency, emergency_id: str, now: datetime) -> EmergencyRow:
+    row = _row(
+        session,
+        actor,
+        emergency_id,
+        unit_id=request.unit_id,
+        units=_units(session, request.unit_id, request.units, now),
+        mode=request.mode,
+        nature=EmergencyNature.ALERT,
+        message=request.message,
+        rounds=request.rounds,
+        expires_min=request.expires_min,
+        reason=request.reason,
+        now=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
 
 
 async def launch_proposed(
@@ -203,7 +219,7 @@ async def launch_proposed(
     def work(session: Session) -> EmergencyView:
         row = emergencies.emergency(session, emergency_id)
         access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
-        _check_confirm(row.mode, confirm)
+        check_confirm(row.mode, confirm)
         if row.content_hash != content_hash or row.content_hash != _hash_of(row):
             raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
         if row.state is EmergencyState.WITHDRAWN:
@@ -259,21 +275,24 @@ async def cancel(desk: Desk, actor: Actor, emergency_id: str, *, reason: str) ->
     """Silence it at once, or withdraw a proposal. Over already: nothing more happens."""
     now = desk.clock.now()
     _check_reason(reason)
+    return await desk.store.begin(
+        lambda session: _view(session, enter_cancel(session, actor, emergency_id, reason, now), None, now)
+    )
 
-    def work(session: Session) -> EmergencyView:
-        row = emergencies.emergency(session, emergency_id)
-        is_proposal = row.state is EmergencyState.PROPOSED
-        action = Action.EMERGENCY_PROPOSE if is_proposal else Action.EMERGENCY_LAUNCH
-        access.authorize(session, actor, action, row.unit_id, at=now)
-        if is_proposal:
-            _end(session, actor, row, EmergencyState.WITHDRAWN, reason, now)
-            _audit(session, actor, now, "emergency.withdraw", row, reason=reason)
-        elif _is_in_force(row, now):
-            _end(session, actor, row, EmergencyState.CANCELLED, reason, now)
-            _audit(session, actor, now, "emergency.cancel", row, reason=reason)
-        return _view(session, row, None, now)
 
-    return await desk.store.begin(work)
+def enter_cancel(session: Session, actor: Actor, emergency_id: str, reason: str, now: datetime) -> EmergencyRow:
+    """`cancel` inside a transaction of the caller's."""
+    row = emergencies.emergency(session, emergency_id)
+    is_proposal = row.state is EmergencyState.PROPOSED
+    action = Action.EMERGENCY_PROPOSE if is_proposal else Action.EMERGENCY_LAUNCH
+    access.authorize(session, actor, action, row.unit_id, at=now)
+    if is_proposal:
+        _end(session, actor, row, EmergencyState.WITHDRAWN, reason, now)
+        _audit(session, actor, now, "emergency.withdraw", row, reason=reason)
+    elif _is_in_force(row, now):
+        _end(session, actor, row, EmergencyState.CANCELLED, reason, now)
+        _audit(session, actor, now, "emergency.cancel", row, reason=reason)
+    return row
 
 
 async def correct(desk: Desk, actor: Actor, request: Correction) -> EmergencyView:
@@ -299,46 +318,66 @@ async def finish(
     return await _replace(desk, actor, request, EmergencyNature.FINAL)
 
 
+def enter_correction(
+    session: Session, desk: Desk, actor: Actor, request: Correction, fresh_id: str, now: datetime
+) -> EmergencyRow:
+    """`correct` inside a transaction of the caller's."""
+    _check(request.message, request.rounds, request.expires_min, request.reason)
+    return _enter_successor(session, desk, actor, request, EmergencyNature.CORRECTION, fresh_id, now)
+
+
 async def _replace(desk: Desk, actor: Actor, request: Correction, nature: EmergencyNature) -> EmergencyView:
     now, fresh_id = desk.clock.now(), desk.chance.new_id()
-
-    def work(session: Session) -> EmergencyView:
-        row = emergencies.emergency(session, request.emergency_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
-        if row.launched_at is None:
-            raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
-        successor = emergencies.successor_of(session, row.id)
-        if successor is not None:
-            if successor.nature is nature is EmergencyNature.FINAL:
-                return _view(session, successor, None, now)
-            raise Conflict("emergency_replaced", emergency=row.id, by=successor.id, fix="act_on_successor")
-        message = request.message
-        if nature is EmergencyNature.FINAL:
-            message = replace(message, hazard=row.hazard, text=message.text or _FINAL_TEXT[row.mode])
-        fresh = _row(
-            session,
-            actor,
-            fresh_id,
-            unit_id=row.unit_id,
-            units=row.units,
-            mode=row.mode,
-            nature=nature,
-            message=message,
-            rounds=request.rounds,
-            expires_min=request.expires_min,
-            reason=request.reason,
-            replaces=row.id,
-            now=now,
+    return await desk.store.begin(
+        lambda session: _view(
+            session, _enter_successor(session, desk, actor, request, nature, fresh_id, now), None, now
         )
-        session.add(fresh)
-        session.flush()
-        if _is_in_force(row, now):
-            _end(session, actor, row, EmergencyState.REPLACED, request.reason, now)
-        _put_in_force(session, desk, actor, fresh, now)
-        _audit(session, actor, now, f"emergency.{nature.value}", row, by=fresh.id, reason=request.reason)
-        return _view(session, fresh, None, now)
+    )
 
-    return await desk.store.begin(work)
+
+def _enter_successor(
+    session: Session,
+    desk: Desk,
+    actor: Actor,
+    request: Correction,
+    nature: EmergencyNature,
+    fresh_id: str,
+    now: datetime,
+) -> EmergencyRow:
+    row = emergencies.emergency(session, request.emergency_id)
+    access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+    if row.launched_at is None:
+        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
+    successor = emergencies.successor_of(session, row.id)
+    if successor is not None:
+        if successor.nature is nature is EmergencyNature.FINAL:
+            return successor
+        raise Conflict("emergency_replaced", emergency=row.id, by=successor.id, fix="act_on_successor")
+    message = request.message
+    if nature is EmergencyNature.FINAL:
+        message = replace(message, hazard=row.hazard, text=message.text or _FINAL_TEXT[row.mode])
+    fresh = _row(
+        session,
+        actor,
+        fresh_id,
+        unit_id=row.unit_id,
+        units=row.units,
+        mode=row.mode,
+        nature=nature,
+        message=message,
+        rounds=request.rounds,
+        expires_min=request.expires_min,
+        reason=request.reason,
+        replaces=row.id,
+        now=now,
+    )
+    session.add(fresh)
+    session.flush()
+    if _is_in_force(row, now):
+        _end(session, actor, row, EmergencyState.REPLACED, request.reason, now)
+    _put_in_force(session, desk, actor, fresh, now)
+    _audit(session, actor, now, f"emergency.{nature.value}", row, by=fresh.id, reason=request.reason)
+    return fresh
 
 
 def _end(session: Session, actor: Actor, row: EmergencyRow, state: EmergencyState, reason: str, now: datetime) -> None:
@@ -680,7 +719,8 @@ def _is_in_force(row: EmergencyRow, now: datetime) -> bool:
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_confirm(mode: EmergencyMode, typed: str) -> None:
+def check_confirm(mode: EmergencyMode, typed: str) -> None:
+    """Raises `Invalid("confirm_wrong")` unless the mode's word was typed."""
     wanted = CONFIRM[mode]
     if unicodedata.normalize("NFC", typed).strip().casefold() != wanted.casefold():
         raise Invalid("confirm_wrong", field="confirm", expected=wanted, fix="type_confirmation")

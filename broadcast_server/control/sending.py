@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from broadcast_server.control import access
+from broadcast_server.control import access, emergency
 from broadcast_server.control.access import SERVER, Action, Actor
 from broadcast_server.control.clashes import Neighbourhood, Preview
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.emergency import Message, NewEmergency
 from broadcast_server.control.outlook import LEAD_IN, lines, local_text
 from broadcast_server.control.places import clean_text
 from broadcast_server.control.playing import (
-    PLAY_NOW_LEAD,
     Playing,
     PlayNow,
     enter_play_now,
@@ -35,17 +35,18 @@ from broadcast_server.control.playing import (
 from broadcast_server.control.scheduling import NewSchedule, Placed, end_schedule, enter_schedule
 from broadcast_server.control.ties import enter_watch
 from broadcast_server.domain.clock import LOCAL, Window
+from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import SESSION_GAP
 from broadcast_server.domain.recurrence import Once, Rule
 from broadcast_server.domain.sessions import earliest_slot, sessions
-from broadcast_server.store import audit, library, places, schedules, sendings
+from broadcast_server.store import audit, deliveries, emergencies, library, places, schedules, sendings
 from broadcast_server.store.schedules import LONGEST_WINDOW
 from broadcast_server.store.sendings import Heard
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ArrivalRow, BulletinRow, BulletinVersionRow, ConflictRow, SendingRow
-from broadcast_server.store.words import ArrivalState, ContentKind, ScheduleKind, ScheduleState
+from broadcast_server.store.words import ArrivalState, ContentKind, EmergencyMode, ScheduleState
 from speaker_protocol.rules import BulletinClass, Late
 
 MOST_UNITS: Final = 5_000
@@ -65,7 +66,8 @@ _MS: Final = timedelta(milliseconds=1)
 class NewSending:
     """What to send, to whom: `unit_ids`, or every unit of `kinds` below `below`. `earliest`, `latest`, `times`: wishes.
 
-    `version_id` None: the newest approved one. `deadline`: until when it is decided or placed.
+    `version_id` None: the newest approved one. `deadline`: until when it is decided or placed, of *khẩn cấp* until when
+    nodes that were away still obey. `confirm`: the word that launches an emergency, needed for that class alone.
     """
 
     unit_id: str
@@ -81,6 +83,7 @@ class NewSending:
     latest: datetime | None = None
     times: int = 1
     valid_to: datetime | None = None
+    confirm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,9 @@ async def send_bulletin(desk: Desk, actor: Actor, request: NewSending) -> Sendin
             created_by=actor.login,
             created_at=now,
         )
-        _enter(session, desk.chance.new_id, actor, row, units, now, "sending.send")
+        rows = _enter(session, desk.chance.new_id, actor, row, units, now, "sending.send")
+        if bulletin.klass is BulletinClass.EMERGENCY:
+            _sound_at_once(session, desk, actor, row, rows, request.confirm, now)
 
     await desk.store.begin(work)
     await _place_all(desk, actor, sending_id)
@@ -194,6 +199,7 @@ async def correct(desk: Desk, actor: Actor, request: Correction) -> SendingView:
         if not concerned:
             raise Conflict("nothing_to_correct", field="sending_id", fix="send_anew", sending=before.id)
         before.note = clean_text(request.note, "note", code="note_missing", longest=300)
+        alerts = {each.alert_id for each in concerned if each.alert_id is not None}
         for each in concerned:
             _take_off(session, actor, each, ArrivalState.REPLACED, now)
             _tell(session, actor, "arrival.replace", each, now, by=sending_id)
@@ -217,7 +223,12 @@ async def correct(desk: Desk, actor: Actor, request: Correction) -> SendingView:
             created_by=actor.login,
             created_at=now,
         )
-        _enter(session, desk.chance.new_id, actor, row, [each.unit_id for each in concerned], now, "sending.correct")
+        units = [each.unit_id for each in concerned]
+        rows = _enter(session, desk.chance.new_id, actor, row, units, now, "sending.correct")
+        was = {each.unit_id: each.alert_id for each in concerned}
+        for alert_id in sorted(alerts):
+            concerns = [each for each in rows if was[each.unit_id] == alert_id]
+            _correct_alert(session, desk, actor, row, concerns, alert_id, now)
 
     await desk.store.begin(work)
     await _place_all(desk, actor, sending_id)
@@ -240,6 +251,8 @@ async def recall(desk: Desk, actor: Actor, sending_id: str, note: str) -> Sendin
             for each in sendings.arrivals_of(session, (row.id,))[row.id]
             if each.state in {ArrivalState.WAITING, ArrivalState.PLANNED}
         ]
+        for alert_id in sorted({each.alert_id for each in open_ones if each.alert_id is not None}):
+            emergency.enter_cancel(session, actor, alert_id, note, now)
         for each in open_ones:
             _take_off(session, actor, each, ArrivalState.RECALLED, now)
             each.note = note
@@ -258,7 +271,7 @@ def _enter(
     units: Sequence[str],
     now: datetime,
     verb: str,
-) -> None:
+) -> list[ArrivalRow]:
     rows = [
         ArrivalRow(id=new_id(), sending_id=row.id, unit_id=unit_id, state=ArrivalState.WAITING) for unit_id in units
     ]
@@ -266,6 +279,77 @@ def _enter(
     _tell_sending(session, actor, verb, row, now, units=list(units), version=row.version_id, basis=row.basis)
     for each in rows:
         _tell(session, actor, "arrival.send", each, now, sender=row.unit_id, title=row.title, klass=row.klass.value)
+    return rows
+
+
+def _sound_at_once(
+    session: Session,
+    desk: Desk,
+    actor: Actor,
+    row: SendingRow,
+    arrivals: Sequence[ArrivalRow],
+    confirm: str,
+    now: datetime,
+) -> None:
+    """Launch the emergency in this very transaction: there is no sending of *khẩn cấp* that does not sound."""
+    for start in range(0, len(arrivals), emergency.MOST_UNITS):
+        part = arrivals[start : start + emergency.MOST_UNITS]
+        launched = emergency.enter_launch(
+            session,
+            desk,
+            actor,
+            NewEmergency(
+                unit_id=row.unit_id,
+                mode=EmergencyMode.REAL,
+                message=Message(bulletin_id=row.bulletin_id, language=row.language),
+                reason=row.basis,
+                confirm=confirm,
+                units=tuple(each.unit_id for each in part),
+                expires_min=_minutes_left(row, now),
+            ),
+            desk.chance.new_id(),
+            now,
+        )
+        _sounding_now(session, actor, part, launched.id, now)
+
+
+def _correct_alert(
+    session: Session,
+    desk: Desk,
+    actor: Actor,
+    row: SendingRow,
+    arrivals: Sequence[ArrivalRow],
+    alert_id: str,
+    now: datetime,
+) -> None:
+    fresh = emergency.enter_correction(
+        session,
+        desk,
+        actor,
+        emergency.Correction(
+            emergency_id=alert_id,
+            message=Message(bulletin_id=row.bulletin_id, language=row.language),
+            reason=row.note or row.basis,
+            expires_min=_minutes_left(row, now),
+        ),
+        desk.chance.new_id(),
+        now,
+    )
+    _sounding_now(session, actor, arrivals, fresh.id, now)
+
+
+def _sounding_now(session: Session, actor: Actor, arrivals: Sequence[ArrivalRow], alert_id: str, now: datetime) -> None:
+    for each in arrivals:
+        each.state, each.alert_id, each.sounds_at = ArrivalState.PLANNED, alert_id, now
+        each.decided_at, each.decided_by = now, actor.login
+        _tell(session, actor, "arrival.alert", each, now, alert=alert_id)
+    session.flush()
+
+
+def _minutes_left(row: SendingRow, now: datetime) -> int:
+    """How long nodes that were away still obey."""
+    ends = min(one for one in (row.deadline, row.valid_to) if one is not None)
+    return max(1, min(emergency.LONGEST_MIN, (ends - now) // timedelta(minutes=1)))
 
 
 def _of_unit(session: Session, request: NewSending, now: datetime) -> BulletinRow:
@@ -356,6 +440,8 @@ def _open_sending(session: Session, actor: Actor, sending_id: str, now: datetime
 def _take_off(session: Session, actor: Actor, row: ArrivalRow, state: ArrivalState, now: datetime) -> None:
     """End what is still to come of an arrival; `reason` tells how far it had come."""
     row.reason = "before_it_sounded"
+    if row.alert_id is not None:
+        row.reason = "while_it_sounded" if emergencies.was_in_force(session, row.alert_id, now) else "after_it_sounded"
     if row.schedule_id is not None:
         first = schedules.schedule(session, row.schedule_id)
         series = [first, *schedules.others_of_series(session, first, now - LONGEST_WINDOW)]
@@ -434,9 +520,6 @@ def _tries(session: Session, arrival_id: str, now: datetime) -> Iterator[tuple[d
     """Starts worth trying: the next sessions, the next one alone, a slot of its own, one away from all sessions."""
     row = sendings.arrival(session, arrival_id)
     sending = sendings.sending(session, row.sending_id)
-    if sending.klass is BulletinClass.EMERGENCY:
-        yield (next_second(now + PLAY_NOW_LEAD),)
-        return
     limit = min(one for one in (sending.deadline, sending.latest, sending.valid_to) if one is not None)
     begins = max(next_second(now + PLACE_LEAD), sending.earliest or now)
     length = _length(session, sending)
@@ -501,9 +584,8 @@ def _take_place(
     if row.state is not ArrivalState.WAITING:  # somebody was faster
         return
     sending = sendings.sending(session, row.sending_id)
-    is_emergency = sending.klass is BulletinClass.EMERGENCY
     room = _first_end(sending.deadline, sending.latest, sending.valid_to)
-    wait = timedelta(0) if is_emergency or room is None else max(timedelta(0), min(LONGEST_WAIT, room - starts[-1]))
+    wait = timedelta(0) if room is None else max(timedelta(0), min(LONGEST_WAIT, room - starts[-1]))
     placed = enter_schedule(
         session,
         actor,
@@ -519,7 +601,6 @@ def _take_place(
         ),
         schedule_id,
         now,
-        kind=ScheduleKind.EMERGENCY if is_emergency else None,
         verb="arrival.place",
     )
     _planned(session, actor, row, placed.schedule.id, starts, now, received_by="server")
@@ -584,7 +665,7 @@ async def receive(desk: Desk, actor: Actor, arrival_id: str) -> ArrivalView:
             row.received_at, row.received_by = now, actor.login
             session.flush()
             _tell(session, actor, "arrival.receive", row, now)
-        return _viewed(session, (row,))[0]
+        return _viewed(session, (row,), now)[0]
 
     return await desk.store.begin(work)
 
@@ -624,7 +705,7 @@ async def schedule_arrival(
         )
         _planned(session, actor, row, placed.schedule.id, request.starts, now, received_by=actor.login)
         _tell(session, actor, "arrival.schedule", row, now, starts=[local_text(one) for one in request.starts])
-        return _viewed(session, (row,))[0], placed.preview
+        return _viewed(session, (row,), now)[0], placed.preview
 
     return await desk.store.begin(work)
 
@@ -651,7 +732,7 @@ async def play_arrival(
         starts = [one for one in (playing.starts_at,) if one is not None]
         _planned(session, actor, row, schedule_id, starts, now, received_by=actor.login)
         _tell(session, actor, "arrival.play", row, now)
-        return _viewed(session, (row,))[0], playing
+        return _viewed(session, (row,), now)[0], playing
 
     return await desk.store.begin(work)
 
@@ -669,7 +750,7 @@ async def refuse(desk: Desk, actor: Actor, arrival_id: str, note: str) -> Arriva
             row.received_at, row.received_by = now, actor.login
         session.flush()
         _tell(session, actor, "arrival.refuse", row, now, note=note)
-        return _viewed(session, (row,))[0]
+        return _viewed(session, (row,), now)[0]
 
     return await desk.store.begin(work)
 
@@ -705,7 +786,7 @@ async def get_sending(desk: Desk, actor: Actor, sending_id: str) -> SendingView:
     def work(session: Session) -> SendingView:
         row = sendings.sending(session, sending_id)
         access.authorize(session, actor, Action.READ, row.unit_id, at=now)
-        return SendingView(row, _viewed(session, sendings.arrivals_of(session, (row.id,))[row.id]))
+        return SendingView(row, _viewed(session, sendings.arrivals_of(session, (row.id,))[row.id], now))
 
     return await desk.store.read(work)
 
@@ -732,7 +813,7 @@ async def get_arrival(desk: Desk, actor: Actor, arrival_id: str) -> ArrivalView:
         sender = sendings.sending(session, row.sending_id).unit_id
         if not access.may(session, actor, Action.READ, sender, at=now):
             access.authorize(session, actor, Action.READ, row.unit_id, at=now)
-        return _viewed(session, (row,))[0]
+        return _viewed(session, (row,), now)[0]
 
     return await desk.store.read(work)
 
@@ -753,12 +834,12 @@ async def list_arrivals(
         roots = access.roots(session, actor, Action.READ, unit_id, at=now)
         on = places.local_date(now)
         rows = sendings.list_arrivals(session, roots, on, state=state, after=after, limit=limit)
-        return list(_viewed(session, rows))
+        return list(_viewed(session, rows, now))
 
     return await desk.store.read(work)
 
 
-def _viewed(session: Session, rows: Sequence[ArrivalRow]) -> tuple[ArrivalView, ...]:
+def _viewed(session: Session, rows: Sequence[ArrivalRow], now: datetime) -> tuple[ArrivalView, ...]:
     names = places.units(session, {row.unit_id for row in rows})
     schedule_ids = {row.schedule_id for row in rows if row.schedule_id is not None}
     heard = sendings.heard_of(session, schedule_ids)
@@ -770,12 +851,19 @@ def _viewed(session: Session, rows: Sequence[ArrivalRow]) -> tuple[ArrivalView, 
             arrival=row,
             sending=sent[row.sending_id],
             unit_name=names[row.unit_id].name,
-            heard=heard.get(row.schedule_id or "", Heard()),
+            heard=_heard_as_alert(session, row, now)
+            if row.alert_id is not None
+            else heard.get(row.schedule_id or "", Heard()),
             trouble=troubles.get(row.schedule_id or ""),
             is_off=row.state is ArrivalState.PLANNED and row.schedule_id in cancelled,
         )
         for row in rows
     )
+
+
+def _heard_as_alert(session: Session, row: ArrivalRow, now: datetime) -> Heard:
+    counts = deliveries.counts(session, f"{ALERT}{row.alert_id}", {row.unit_id}, places.local_date(now))
+    return Heard(counts.nodes, counts.heard, 0)
 
 
 # -- audit ------------------------------------------------------------------------------------------------------------

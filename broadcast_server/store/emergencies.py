@@ -105,6 +105,13 @@ def set_bodies(session: Session, emergency_id: str, body: Mapping[str, Any]) -> 
     session.execute(update(AlertRow).where(AlertRow.emergency_id == emergency_id).values(body=dict(body)))
 
 
+def was_in_force(session: Session, emergency_id: str, now: datetime) -> bool:
+    """Whether it could sound until this very instant."""
+    row = emergency(session, emergency_id)
+    is_open = row.ended_at is None or row.ended_at >= now
+    return row.launched_at is not None and is_open and row.expires_at is not None and row.expires_at > now
+
+
 def cancel_alerts(session: Session, emergency_id: str, *, now: datetime) -> None:
     """Its alerts leave the sets."""
     session.execute(

@@ -92,7 +92,7 @@ def to_place(session: Session, sending_id: str | None = None) -> list[str]:
     query = (
         select(ArrivalRow.id)
         .join(SendingRow, SendingRow.id == ArrivalRow.sending_id)
-        .where(ArrivalRow.state == ArrivalState.WAITING, SendingRow.klass != BulletinClass.NORMAL)
+        .where(ArrivalRow.state == ArrivalState.WAITING, SendingRow.klass == BulletinClass.PRIORITY)
         .order_by(ArrivalRow.id)
     )
     if sending_id is not None:

@@ -14,7 +14,7 @@ from broadcast_server.control.sending import Correction, NewSending, ScheduleArr
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.recurrence import Rule
-from broadcast_server.store import audit, schedules
+from broadcast_server.store import audit, emergencies, schedules
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AuditRow, ScheduleRow
 from broadcast_server.store.words import ArrivalState, ContentKind
@@ -254,15 +254,45 @@ async def test_what_a_crash_left_unplaced_the_alarm_clock_places() -> None:
 # -- khẩn cấp ---------------------------------------------------------------------------------------------------------
 
 
-async def test_an_emergency_sounds_at_once_and_only_by_who_may_launch_one() -> None:
+async def in_force(village: Village, unit: str) -> list[dict[str, Any]]:
+    now = village.clock.now()
+    return list(
+        (await village.desk.store.read(lambda session: emergencies.sets(session, now=now))).alerts.get(unit, ())
+    )
+
+
+async def test_an_emergency_sounds_at_once_and_only_by_who_may_launch_one_and_types_the_word() -> None:
     async with a_village(at(2)) as village:
         bulletin = await village.bulletin("Vỡ đập", unit=PROVINCE, klass=BulletinClass.EMERGENCY)
         own = await village.bulletin("Lũ quét", unit=DONG, klass=BulletinClass.EMERGENCY)
         with pytest.raises(Refused, match="not_permitted"):
-            await sending.send_bulletin(village.desk, LAN, to(own, DONG, unit_id=DONG))
-        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, DONG))
-        assert sent.arrivals[0].arrival.sounds_at == at(2, 0, 5)
-        assert await heard(village) == [("Vỡ đập", at(2, 0, 5))]
+            await sending.send_bulletin(village.desk, LAN, to(own, DONG, unit_id=DONG, confirm="khẩn cấp"))
+        with pytest.raises(Invalid, match="confirm_wrong") as refused:
+            await sending.send_bulletin(village.desk, HA, to(bulletin, DONG))
+        assert refused.value.facts["field"] == "confirm"
+        assert await sending.list_sendings(village.desk, HA) == []
+        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, DONG, confirm="khẩn cấp"))
+        told = sent.arrivals[0].arrival
+        assert (told.state, told.sounds_at, told.decided_by) == (ArrivalState.PLANNED, at(2), "ha")
+        assert [body["alert_id"] for body in await in_force(village, DONG)] == [told.alert_id]
+        assert await in_force(village, TAY) == []
+
+
+async def test_an_emergency_is_corrected_and_recalled_down_the_same_road() -> None:
+    async with a_village() as village:
+        bulletin = await village.bulletin("Vỡ đập", unit=PROVINCE, klass=BulletinClass.EMERGENCY)
+        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, below=PROVINCE, confirm="KHẨN CẤP"))
+        await village.newer_version(bulletin)
+        mended = await sending.correct(village.desk, HA, Correction(sent.sending.id, "mực nước", at(9, day=2)))
+        before = (await sending.get_sending(village.desk, HA, sent.sending.id)).arrivals
+        assert [(one.arrival.state, one.arrival.reason) for one in before] == [
+            (ArrivalState.REPLACED, "while_it_sounded")
+        ] * 2
+        for unit in (DONG, TAY):
+            (body,) = await in_force(village, unit)
+            assert (body["nature"], body["replaces"]) == ("correction", before[0].arrival.alert_id)
+        await sending.recall(village.desk, HA, mended.sending.id, "đập an toàn")
+        assert await in_force(village, DONG) == await in_force(village, TAY) == []
 
 
 # -- recall and correction --------------------------------------------------------------------------------------------
