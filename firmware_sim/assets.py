@@ -213,6 +213,8 @@ class AssetKeeper:
         """Fetch everything of a lane that is due now."""
         self._now_ms = self._now_ms if now_ms is None else now_ms
         for sha256 in self.missing:
+            if lane is Lane.BULK and self.wait_s(Lane.URGENT) <= 0:
+                return
             if self._due_s.get(sha256, 0.0) > self._now_s() or self.lane_of(sha256) is not lane:
                 continue
             try:

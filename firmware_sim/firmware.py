@@ -1246,9 +1246,11 @@ class Firmware:
                 self._is_memory_due = True
                 self._journal.set()
             if self.clock.exchanges >= BURST and now_s - self._remembered_s >= REMEMBER_CLOCK_S:
-                self._remembered_s = now_s
+                is_first, self._remembered_s = not self._remembered_s, now_s
                 self._memory.clock = self.clock.remember(self._box.clock.now_ns())
                 await self._save()
+                if is_first:
+                    await self._save()  # in both slots: a node that loses one still knows the time
             elif self._is_unsaved and not self._box.is_power_low():
                 await self._save()
             if self.log.is_unwritten:
