@@ -211,7 +211,7 @@ def test_a_cache_that_expired_stops_the_schedule_by_name_and_lets_an_emergency_t
         )
         await shop.pass_s(8)
         assert shop.node.state.sounding is not None
-        assert shop.node.state.sounding.is_alert
+        assert shop.node.state.sounding.alert_id == "a1"
         await shop.stop()
         assert not any(body.entry_id == "late" and body.kind is ReportKind.STARTED for body in office.told())
 
