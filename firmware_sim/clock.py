@@ -81,6 +81,7 @@ class DeviceClock:
     def __init__(self, true: TrueTime, *, offset_ms: float = 0.0, drift_ppm: float = 0.0) -> None:
         self._true = true
         self._anchor_true_ns = self._born_ns = true.now_ns()
+        self._counted_ns = 0
         self._anchor_device_ns = self._anchor_true_ns + round(offset_ms * MS)
         self.drift_ppm = drift_ppm
 
@@ -99,7 +100,14 @@ class DeviceClock:
 
     def crystal_ns(self) -> int:
         """What the crystal has counted, in nanoseconds from an arbitrary origin; no jump of the clock moves it."""
-        return round((self._true.now_ns() - self._born_ns) * self.rate)
+        return self._counted_ns + round((self._true.now_ns() - self._born_ns) * self.rate)
+
+    def run_at(self, drift_ppm: float) -> None:
+        """Another rate from now on: heat, age."""
+        now_ns, counted_ns = self._true.now_ns(), self.crystal_ns()
+        self._anchor_device_ns, self._anchor_true_ns = self.at(now_ns), now_ns
+        self._counted_ns, self._born_ns = counted_ns, now_ns
+        self.drift_ppm = drift_ppm
 
     def jump(self, by_ms: float) -> None:
         """Make it jump."""

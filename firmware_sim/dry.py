@@ -7,7 +7,7 @@ its witness heard. A jump of the device's clock moves the programme, never the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from firmware_sim.clock import MS, SECOND
@@ -40,8 +40,13 @@ class DryCard:
         self._card_ns: int | None = None
         self._server_ns = 0
 
-    def catch_up(self, situation: Situation, card_ns: int, server_ns: int, jump_ns: int) -> Iterator[Played]:
-        """The pieces from the last look until now. `card_ns`: the crystal's count, `server_ns`: the time believed."""
+    def catch_up(
+        self, situation: Situation, is_fit: Callable[[str], bool], card_ns: int, server_ns: int, jump_ns: int
+    ) -> Iterator[Played]:
+        """The pieces from the last look until now. `card_ns`: the crystal's count, `server_ns`: the time believed.
+
+        `is_fit`: whether the bytes of an asset were checked for this use; what was not is a hole.
+        """
         before_ns, self._card_ns = self._card_ns, card_ns
         cursor_ns, self._server_ns = self._server_ns, server_ns
         if before_ns is None:
@@ -54,7 +59,7 @@ class DryCard:
             self._server_ns = low_ns
             return
         for stretch in stretches(situation, low_ns, server_ns):
-            for chunk in _chunks(situation, stretch):
+            for chunk in _chunks(situation, is_fit, stretch):
                 yield self._play(chunk)
 
     def stop(self) -> None:
@@ -67,9 +72,12 @@ class DryCard:
         return Played(chunk, power=chunk.samples * NOMINAL_POWER if is_heard else 0.0, is_heard=is_heard)
 
 
-def _chunks(situation: Situation, stretch: Stretch) -> Iterator[Chunk]:
+def _chunks(situation: Situation, is_fit: Callable[[str], bool], stretch: Stretch) -> Iterator[Chunk]:
     decision = stretch.decision
     sounds_ns = stretch.end_ns - stretch.start_ns
+    if decision.asset is not None and not is_fit(decision.asset):
+        yield _chunk(stretch, stretch.start_ns, sounds_ns, Sounding.HOLE)
+        return
     if decision.kind is DecisionKind.SILENCE or decision.part is PartKind.PAUSE:
         sounds_ns = 0
     elif decision.kind is DecisionKind.ASSET:

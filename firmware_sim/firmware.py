@@ -255,6 +255,7 @@ class Firmware:
         self._silent_until_ns: int | None = None
         self._dry = DryCard(box.horn) if box.is_dry else None
         self._wake_output = asyncio.Event()
+        self._wake_house = asyncio.Event()
         self._remembered_s = 0.0
         self.gate = Gate(
             node_id=self.node_id,
@@ -579,6 +580,7 @@ class Firmware:
         self._followed = self.plan
         self._alerts_waiting_s = None
         self._enter_alerts()
+        self._wake_house.set()
         self._want_assets()
         self._listen()
         self._status_due = True
@@ -708,9 +710,12 @@ class Firmware:
 
     def asset(self, sha256: str) -> AssetSound | None:
         """Sound of a ready asset whose bytes were checked for what sounds now (for the player)."""
-        if sha256 not in self.assets.ready or not self._fit.get(sha256):
+        if not self._is_fit(sha256):
             return None
         return self._kit.library.sound(sha256)
+
+    def _is_fit(self, sha256: str) -> bool:
+        return sha256 in self.assets.ready and bool(self._fit.get(sha256))
 
     def stream(self, stream: str) -> StreamReceiver | None:
         """Buffer of a stream (for the player)."""
@@ -723,12 +728,12 @@ class Firmware:
     async def _prepare(self) -> None:
         """Check and decode what will sound soon."""
         now_ms = self._now_ms()
-        if self.dac is None:
+        if self.dac is None and self._dry is None:
             return
         for alert in self.situation.alerts.alerts:
             sound = await self._checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
             if sound is not None:
-                if not sound.is_ready(0, self._alert_samples(alert)):
+                if self.dac is not None and not sound.is_ready(0, self._alert_samples(alert)):
                     await sound.prepare(0, self._alert_samples(alert))
                 if alert.asset not in self.situation.alert_assets:
                     self._refresh_stock()
@@ -741,7 +746,7 @@ class Firmware:
             if segment.start_ms >= until_ms:
                 break
             sound = await self._checked(segment.asset, (segment.entry_id, segment.start_ms))
-            if sound is None:
+            if sound is None or self.dac is None:
                 continue
             low_ms = segment.offset_ms + max(0, now_ms - segment.start_ms)
             high_ms = segment.offset_ms + min(until_ms, segment.end_ms) - segment.start_ms
@@ -1030,7 +1035,9 @@ class Firmware:
         for receiver in self.streams.values():
             receiver.forget_before(now_ns)
         if self._dry is not None:
-            for piece in self._dry.catch_up(self.situation, self._box.clock.crystal_ns(), now_ns, JUMP_NS):
+            for piece in self._dry.catch_up(
+                self.situation, self._is_fit, self._box.clock.crystal_ns(), now_ns, JUMP_NS
+            ):
                 self._played(piece)
                 if self._box.witness is not None:
                     self._box.witness.sounded(piece)
@@ -1039,7 +1046,8 @@ class Firmware:
         if self.book.alerts:
             self._advance(now_ns // MS)
         change_ms = next_change_ms(self.situation, now_ns // MS)
-        longest_s = 1.0 if self.streams else self._kit.pace.nap_s
+        is_held = self.situation.held is not None or self.situation.muted is not None  # what ends by no instant
+        longest_s = 1.0 if self.streams or is_held else self._kit.pace.nap_s
         return longest_s if change_ms is None else min(longest_s, max(0.001, change_ms / 1000 - now_ns / SECOND))
 
     def _pass_in_silence(self, now_ns: int) -> None:
@@ -1226,6 +1234,15 @@ class Firmware:
         change_ms = next_change_ms(self.situation, now_ms)
         return change_ms is not None and change_ms - now_ms < PREPARE_AHEAD_MS
 
+    def _idle_s(self) -> float:
+        """How long nobody needs to look around: what sounds next is prepared before it does."""
+        now_ms = self._now_ms()
+        change_ms = None if now_ms is None else next_change_ms(self.situation, now_ms)
+        longest_s = self._kit.pace.idle_house_s
+        if change_ms is None or now_ms is None:
+            return longest_s
+        return min(longest_s, max(self._kit.pace.busy_house_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0))
+
     async def _keep_house(self) -> None:
         while True:
             now_s = self._kit.true.now_ns() / 1e9
@@ -1255,5 +1272,5 @@ class Firmware:
                 await self._save()
             if self.log.is_unwritten:
                 self._journal.set()
-            pace_s = self._kit.pace.busy_house_s if self._is_busy() else self._kit.pace.idle_house_s
-            await self._kit.true.sleep(self._chance.uniform(0.9, 1.1) * pace_s)
+            pace_s = self._kit.pace.busy_house_s if self._is_busy() else self._idle_s()
+            await sleep_or(self._wake_house, self._chance.uniform(0.9, 1.1) * pace_s, self._kit.true)

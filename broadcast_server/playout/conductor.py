@@ -35,7 +35,6 @@ from broadcast_server.store.session import Session, Store
 
 log = get_logger()
 
-URGENT_LOOK_S: Final = 5.0
 OVERDUE_AFTER: Final = timedelta(seconds=20)
 SLICE: Final = 500
 STREAM_LEAD: Final = timedelta(seconds=12)
@@ -172,7 +171,7 @@ class Conductor:
     async def run_urgent(self) -> None:
         """Publish emergencies and stop-alls at every ring, for ever, whatever a tick is busy with."""
         while True:
-            await self._urgent_ear.wait(URGENT_LOOK_S)
+            await self._urgent_ear.wait(self._pace.urgent_look_s)
             if not self._epoch or not self._bus.connected:
                 continue  # the tick that brings us into office, or the broker back, begins with them
             try:

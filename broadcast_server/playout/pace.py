@@ -18,6 +18,8 @@ class Pace:
     replan_s: float = 30.0
     """Plans are looked at again this often even if no bell rang."""
     overdue_look_s: float = 5.0
+    urgent_look_s: float = 5.0
+    """Emergencies and stop-alls are looked at again this often without a ring."""
     flush_s: float = 0.2
     """The inbox commits at most this often, however many nodes speak."""
     statuses_s: float = 0.0

@@ -21,14 +21,16 @@ from broadcast_server.domain.clock import LOCAL, to_ms
 from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.recurrence import rule_from_dict
-from broadcast_server.store import library, places
+from broadcast_server.store import audit, library, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
+    AlertRow,
     ClusterRow,
     GrantRow,
     GroupMemberRow,
     GroupRow,
     NodeRow,
+    StopAllRow,
     UnitLinkRow,
     UnitRow,
     UserRow,
@@ -37,7 +39,7 @@ from broadcast_server.store.types import fold
 from broadcast_server.store.words import ContentKind, MediaKind, Role, VersionState
 from simulation.world.shelf import Shelf
 from simulation.world.trace import Trace
-from speaker_protocol.rules import BulletinClass
+from speaker_protocol.rules import BulletinClass, Level
 
 PROVINCE: Final = "48"
 WEEK: Final = ("mo", "tu", "we", "th", "fr", "sa", "su")
@@ -339,6 +341,126 @@ class People:
 
     def _note_group(self, place: Place, members: tuple[str, ...]) -> None:
         self.trace.note("group", group=place.group_id, clusters=list(members))
+
+    async def launch(self, unit_id: str, *, minutes: int) -> None:
+        """An emergency for a unit and everything under it."""
+        sound = await self.bulletin(unit_id, klass=BulletinClass.EMERGENCY)
+        made, now = self.desk.chance.new_id(), self.desk.clock.now()
+        expires = now + timedelta(minutes=minutes)
+        level = Level.EMERGENCY_UPPER if unit_id == PROVINCE else Level.EMERGENCY_COMMUNE
+        body = {
+            "alert_id": made,
+            "level": int(level),
+            "issued_ms": to_ms(now),
+            "expires_ms": to_ms(expires),
+            "asset": sound.sha256,
+            "asset_ms": sound.length_ms,
+            "asset_bytes": len(self.shelf.content(sound.sha256)),
+            "text": "Diễn tập mô phỏng",
+            "drill": True,
+        }
+
+        def write(session: Session) -> None:
+            session.add(
+                AlertRow(
+                    id=made,
+                    unit_id=unit_id,
+                    level=int(level),
+                    body=body,
+                    issued_at=now,
+                    expires_at=expires,
+                )
+            )
+            self._audit(session, "emergency.launch", unit_id, f"emergency/{made}", now)
+
+        await self._write("launch", write)
+        self.alerts.append((made, unit_id))
+        self.trace.note(
+            "alert", alert=made, unit=unit_id, level=int(level), asset=sound.sha256, expires_ms=to_ms(expires)
+        )
+
+    async def call_off(self) -> None:
+        """The oldest emergency in force is cancelled."""
+        if not self.alerts:
+            return
+        made, unit_id = self.alerts.pop(0)
+        now = self.desk.clock.now()
+
+        def write(session: Session) -> None:
+            row = session.get_one(AlertRow, made)
+            row.cancelled_at = now
+            self._audit(session, "emergency.cancel", unit_id, f"emergency/{made}", now)
+
+        await self._write("call_off", write)
+        self.trace.note("alert_cancelled", alert=made)
+
+    async def stop_all(self, unit_id: str) -> None:
+        """Everything under a unit is silent until released."""
+        made, now = self.desk.chance.new_id(), self.desk.clock.now()
+
+        def write(session: Session) -> None:
+            session.add(StopAllRow(id=made, unit_id=unit_id, since=now, set_by="mo-phong"))
+            self._audit(session, "stop_all.set", unit_id, f"stop_all/{made}", now)
+
+        await self._write("stop_all", write)
+        self.stops.append((made, unit_id))
+        self.trace.note("stop_all", latch=made, unit=unit_id)
+
+    async def release(self) -> None:
+        """The oldest latch is released."""
+        if not self.stops:
+            return
+        made, unit_id = self.stops.pop(0)
+        now = self.desk.clock.now()
+
+        def write(session: Session) -> None:
+            row = session.get_one(StopAllRow, made)
+            row.released_at, row.released_by = now, "mo-phong"
+            self._audit(session, "stop_all.release", unit_id, f"stop_all/{made}", now)
+
+        await self._write("release", write)
+        self.trace.note("released", latch=made)
+
+    @staticmethod
+    def _audit(session: Session, verb: str, unit_id: str, subject: str, now: datetime) -> None:
+        audit.append(session, now=now, actor="mo-phong", verb=verb, unit_id=unit_id, subject=subject)
+
+    async def _write(self, what: str, write: Callable[[Session], None]) -> None:
+        await self.desk.store.begin(write, ring=False)
+        self.done[what] = self.done.get(what, 0) + 1
+        self.ring()
+
+    # -- a day
+
+    async def act(self) -> None:
+        """One thing somebody wants, drawn."""
+        place = self.chance.choice(self.places)
+        unit = place.unit_id if self.chance.random() < 0.8 else PROVINCE
+        deeds: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+            (5, lambda: self.play_now(place)),
+            (5, lambda: self._soon(place)),
+            (2, self.cancel),
+            (3, lambda: self.regroup(place)),
+            (2, lambda: self.launch(unit, minutes=self.chance.randrange(10, 50))),
+            (2, self.call_off),
+            (1, lambda: self.stop_all(unit)),
+            (2, self.release),
+        ]
+        weights = [weight for weight, _ in deeds]
+        await self.chance.choices([deed for _, deed in deeds], weights)[0]()
+
+    async def _soon(self, place: Place) -> None:
+        sound = await self.bulletin(place.unit_id)
+        at = self.desk.clock.now() + timedelta(minutes=self.chance.randrange(3, 90))
+        at = at.astimezone(LOCAL).replace(second=0, microsecond=0)
+        await self.schedule_once(place.unit_id, place.head, sound, at, self._aim(place))
+
+    async def make_peace(self) -> None:
+        """Nothing urgent is left in force."""
+        while self.stops:
+            await self.release()
+        while self.alerts:
+            await self.call_off()
 
     async def _try(self, what: str, work: Awaitable[Any]) -> Any:
         """Do it, or be refused: a refusal is an answer, not a fault."""

@@ -173,6 +173,10 @@ class Pole:
         if self.node.firmware is not None:
             self.node.firmware.catch_up()
 
+    def set_drift(self, ppm: float) -> None:
+        """The crystal runs at another rate from now on."""
+        self.node.box.clock.run_at(ppm)
+
     def check(self) -> None:
         """Raise what the node died of."""
         if self._life is not None and self._life.done():

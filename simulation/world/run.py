@@ -6,7 +6,7 @@ import asyncio
 import functools
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,16 +32,26 @@ from simulation.world.shelf import Shelf
 from simulation.world.station import ASSETS_URL, Premises, Station
 from simulation.world.time import SeededChance, VirtualTime, dice, run
 from simulation.world.trace import Record, Trace
+from simulation.world.trouble import Fault, Troubles
 
 START: Final = datetime(2026, 5, 31, 21, 30, tzinfo=UTC)
 """Monday, 1 June 2026, 04:30 in the villages: half an hour before the first programme."""
 SERVER_PACE: Final = ServerPace(
-    look_s=60.0, replan_s=1_800.0, overdue_look_s=60.0, flush_s=1.0, statuses_s=150.0, judge_s=60.0
+    look_s=240.0,
+    replan_s=3_600.0,
+    overdue_look_s=240.0,
+    urgent_look_s=900.0,
+    flush_s=1.0,
+    statuses_s=240.0,
+    judge_s=120.0,
 )
-NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=20.0, idle_house_s=120.0, nap_s=3_600.0)
+NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=15.0, idle_house_s=150.0, nap_s=3_600.0)
 STATUS_INTERVAL_S: Final = 300
-LEASE_S: Final = 180.0
+LEASE_S: Final = 720.0
+"""Three looks of the conductor."""
 PLAN_DAYS: Final = 8
+QUIET_END_S: Final = 3_600.0
+"""At the end nothing breaks any more, and what was held back must come home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Options:
     seed: int
     nodes: int = 20
     hours: float = 24.0
+    faults: tuple[Fault, ...] | None = None
+    """None: drawn from the seed."""
 
 
 @dataclass(slots=True)
@@ -61,6 +73,8 @@ class Outcome:
     hash: str
     records: list[Record]
     faults: Mapping[str, int] = field(default_factory=dict)
+    deeds: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
     attempted: Mapping[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
@@ -69,20 +83,27 @@ def simulate(options: Options, out: Path | None = None) -> Outcome:
     """Run a world; the same options give the same outcome, to the byte."""
     memory = Path("/dev/shm")  # noqa: S108  where it exists it is a disk in memory
     with tempfile.TemporaryDirectory(prefix="loa-world-", dir=memory if memory.is_dir() else None) as folder:
-        trace = run(_simulate(options, Path(folder)))
+        world = run(_simulate(options, Path(folder)))
     if out is not None:
-        trace.write(out)
-    return Outcome(options, trace.hash, trace.records)
+        world.trace.write(out)
+    return Outcome(
+        options,
+        world.trace.hash,
+        world.trace.records,
+        faults=dict(world.troubles.counts),
+        deeds=dict(world.people.done),
+        refused=dict(world.people.refused),
+    )
 
 
-async def _simulate(options: Options, folder: Path) -> Trace:
+async def _simulate(options: Options, folder: Path) -> World:
     world = World(options, folder)
     await world.build()
     try:
         await world.live()
     finally:
         await world.end()
-    return world.trace
+    return world
 
 
 class World:
@@ -111,7 +132,9 @@ class World:
         self.people = People(desk, self.shelf, self.trace, dice(seed, "people"), self._ring)
         self.stations: list[Station] = []
         self.poles: list[Pole] = []
+        self.troubles = Troubles(self, dice(seed, "troubles"))
         self._born = 0
+        self._helpers: list[asyncio.Task[None]] = []
         self._client = httpx.AsyncClient(transport=self.shelf, trust_env=False)
         self._kit = Kit(
             self.time,
@@ -191,11 +214,93 @@ class World:
         )
 
     async def live(self) -> None:
-        """The hours asked for, and a quiet end in which everything can be brought home."""
+        """The hours asked for: people and troubles until the quiet end, in which everything can be brought home."""
         until_s = self.options.hours * 3_600
+        quiet_s = max(0.0, until_s - QUIET_END_S)
+        faults = self.options.faults
+        self._help("people", self._let_people_act(quiet_s))
+        self._help("troubles", self.troubles.run(quiet_s) if faults is None else self.troubles.play(faults))
+        await self._pass(quiet_s)
+        self.trace.note("quiet")
+        await self.people.make_peace()
+        self._heal()
+        await self._pass(until_s)
+
+    async def _pass(self, until_s: float) -> None:
         while self.time.monotonic() < until_s:
             await self.time.sleep(min(600.0, until_s - self.time.monotonic()))
             self.check()
+
+    async def _let_people_act(self, until_s: float) -> None:
+        chance = dice(self.options.seed, "deeds")
+        while True:
+            await self.time.sleep(chance.uniform(600.0, 3_600.0))
+            if self.time.monotonic() >= until_s:
+                return
+            await self.people.act()
+
+    def _help(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._helpers.append(asyncio.create_task(work, name=f"world.{name}"))
+
+    def later(self, after_s: float, do: Callable[[], None]) -> None:
+        """Do something after so long."""
+        asyncio.get_running_loop().call_later(after_s, do)
+
+    def _heal(self) -> None:
+        """The end of all faults that last."""
+        for way in self.ether.ways.values():
+            way.cut_until_s = way.mute_until_s = way.deaf_until_s = way.slow_until_s = way.torn_until_s = 0.0
+        for pole in self.poles:
+            pole.node.box.disk.is_full = False
+        for station in self.stations:
+            station.ice.thaw()
+
+    # -- what troubles do
+
+    def revive_broker(self) -> None:
+        """The broker is back."""
+        self.trace.note("broker_back")
+        self.ether.revive()
+
+    async def crash_server(self, for_s: float) -> None:
+        """Every server process dies; one starts after so long."""
+        for station in [station for station in self.stations if station.is_alive]:
+            self.trace.note("crashed", name=station.name)
+            await station.crash()
+        self.stations.clear()
+        self.later(for_s, self._serve_again)
+
+    def _serve_again(self) -> None:
+        if not self.stations:
+            self.serve()
+
+    def cut_server(self, for_s: float) -> None:
+        """No server reaches the broker."""
+        for station in self.stations:
+            self.ether.cut(station.bus)
+            self.later(for_s, functools.partial(self.ether.mend, station.bus))
+
+    async def freeze_server(self, passes: int, for_s: float) -> None:
+        """The one that leads stands still; another is started; the first goes on after so long, and ends later."""
+        if len(self.stations) != 1:
+            return
+        (old,) = self.stations
+        old.ice.freeze_after(passes)
+        old.conductor.ring()
+        self.trace.note("frozen", name=old.name)
+        self.serve(is_alone=False)
+        self.later(for_s, functools.partial(self._thaw, old))
+
+    def _thaw(self, old: Station) -> None:
+        if old in self.stations:
+            self.trace.note("thawed", name=old.name)
+            old.ice.thaw()
+            self.later(600.0, functools.partial(self._retire, old))
+
+    def _retire(self, old: Station) -> None:
+        if old in self.stations and len(self.stations) > 1:
+            self.stations.remove(old)
+            self._help("retire", old.crash())
 
     def check(self) -> None:
         """Raise what a part has died of."""
@@ -203,9 +308,15 @@ class World:
             station.check()
         for pole in self.poles:
             pole.check()
+        for helper in self._helpers:
+            if helper.done() and not helper.cancelled():
+                helper.result()
 
     async def end(self) -> None:
         """Everything off; what was stored goes into the trace."""
+        for helper in self._helpers:
+            helper.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
         for pole in self.poles:
             pole.settle()
         for pole in self.poles:
@@ -235,6 +346,8 @@ def told(outcome: Outcome) -> dict[str, Any]:
         "hash": outcome.hash,
         "records": len(outcome.records),
         "faults": dict(sorted(outcome.faults.items())),
+        "deeds": dict(sorted(outcome.deeds.items())),
+        "refused": dict(sorted(outcome.refused.items())),
         "attempted": dict(sorted(outcome.attempted.items())),
         "violations": len(outcome.violations),
     }

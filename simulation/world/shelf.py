@@ -32,6 +32,10 @@ class Shelf(httpx.AsyncBaseTransport):
         """One more asset."""
         self._assets[sha256] = content
 
+    def content(self, sha256: str) -> bytes:
+        """The bytes of an asset. Raises `KeyError`."""
+        return self._assets[sha256]
+
     def admit(self, token: str, node_id: str) -> None:
         """One more node that may fetch."""
         self._tokens[token] = node_id

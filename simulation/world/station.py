@@ -200,6 +200,7 @@ class Station:
         parts = {
             "bus": self._connect(),
             "conductor": self.conductor.run(),
+            "urgent": self.conductor.run_urgent(),
             "inbox": self.inbox.run(),
             "answers": self.inbox.answer(),
             "judge": self.judge.run(),
