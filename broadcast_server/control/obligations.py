@@ -20,7 +20,7 @@ from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.fulfilment import Period, Share, Stretch, fulfil
 from broadcast_server.domain.recurrence import occurrences, rule_from_dict
-from broadcast_server.store import feeds, library, places, plays, schedules
+from broadcast_server.store import feeds, library, places, plays, relays, schedules
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ObligationRow, ScheduleRow
 from broadcast_server.store.words import ContentKind, ExceptionKind
@@ -72,7 +72,8 @@ async def fulfilment(desk: Desk, actor: Actor, query: FulfilmentQuery) -> list[C
         wanted = sorted(one for one in reached if query.after is None or one > query.after)[: query.limit]
         required = required_windows(session, row, schedule, query.window)
         heard = _heard(session, row, wanted, query.window)
-        substitutes: list[Window] = []
+        is_feed = row.content_kind is ContentKind.FEED
+        substitutes = relays.stand_ins(session, row.content_id, query.window) if is_feed else []
         return [
             ClusterFulfilment(
                 cluster_id,

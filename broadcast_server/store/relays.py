@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Select, delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from broadcast_server.domain.clock import Window
 from broadcast_server.store import feeds, library
 from broadcast_server.store.tables import (
     BulletinRow,
@@ -178,6 +179,22 @@ def still_relayed(session: Session, feed_ids: Collection[str], now: datetime) ->
 
 def _open_spans() -> Select[tuple[RelaySpanRow]]:
     return select(RelaySpanRow).where(RelaySpanRow.until.is_(None))
+
+
+def stand_ins(session: Session, feed_id: str, within: Window) -> list[Window]:
+    """When something else than the feed sounded on its stream inside `within`, in order."""
+    rows = session.execute(
+        select(RelaySpanRow.since, RelaySpanRow.until, RelaySpanRow.seen_at)
+        .where(
+            RelaySpanRow.feed_id == feed_id,
+            RelaySpanRow.kind != RelayedKind.FEED,
+            RelaySpanRow.since < within.end,
+            or_(RelaySpanRow.until.is_(None), RelaySpanRow.until > within.start),
+        )
+        .order_by(RelaySpanRow.since, RelaySpanRow.id)
+    )
+    spans = ((max(since, within.start), min(until or seen_at, within.end)) for since, until, seen_at in rows)
+    return [Window(since, until) for since, until in spans if since < until]
 
 
 def spans(

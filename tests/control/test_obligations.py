@@ -14,7 +14,9 @@ from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.fulfilment import Period
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.recurrence import rule_to_dict
-from broadcast_server.store.words import ContentKind
+from broadcast_server.store import relays
+from broadcast_server.store.relays import Relayed
+from broadcast_server.store.words import ContentKind, RelayedKind
 from tests.api.test_schedules_api import API, an_office, told
 from tests.support.village import DONG, HA, LAN, PROVINCE, TAY, Village, a_village, at, daily
 
@@ -70,6 +72,24 @@ async def test_another_feed_at_that_hour_keeps_nothing() -> None:
         entry = f"{view.schedule.id}@{to_ms(at(17))}"
         await village.heard(entry, f"c1-{DONG}", at(17), planned=30 * MIN, heard=30 * MIN)
         assert minutes((await told_of(village, obligation))[0])[0] == (30, 0)
+
+
+async def test_what_sounded_in_the_feeds_stead_does_not_count() -> None:
+    async with a_village() as village:
+        obligation, schedule = await an_obligation(village)
+        feed = (await feeds.get_obligation(village.desk, HA, obligation)).obligation.content_id
+        changes = [
+            Relayed(feed, RelayedKind.FEED, None, "began", at(16, 59)),
+            Relayed(feed, RelayedKind.SUBSTITUTE, "other", "stalled", at(17, 10)),
+            Relayed(feed, RelayedKind.FEED, None, "healthy", at(17, 22)),
+            Relayed(feed, None, None, "over", at(17, 30)),
+        ]
+        named = [(f"span-{number}", change) for number, change in enumerate(changes)]
+        await village.desk.store.begin(lambda session: relays.note_relayed(session, named, at(17, 31)))
+        entry = f"{schedule}@{to_ms(at(17))}"
+        await village.heard(entry, f"c1-{DONG}", at(17), planned=30 * MIN, heard=30 * MIN)
+        (share, *_) = (await told_of(village, obligation))[0].shares
+        assert (share.heard, share.substituted, share.short) == (18 * MIN, 12 * MIN, 12 * MIN)
 
 
 async def test_a_commune_sees_its_own_clusters_and_what_was_lifted_asks_no_more() -> None:
