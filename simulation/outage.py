@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from broadcast_server.supervise import SystemClock
@@ -44,15 +44,15 @@ async def server_and_broker_die(village: Village, day: datetime, say: Callable[[
     server = village.server
     if server is None or server.returncode is not None:
         raise VillageError("the server died before its time: " + village.last_words())
-    killed_at = datetime.now(UTC)
+    killed_at = clock.now()
     server.send_signal(signal.SIGKILL)
     await server.wait()
     say("máy chủ và máy chủ MQTT bị tắt ngang / server and broker killed (SIGKILL)")
     await _until(clock, day + STARTED_AGAIN)
     await village.start_server()
     say("máy chủ đã chạy lại / the server is back")
-    return Outage(killed_at, datetime.now(UTC))
+    return Outage(killed_at, clock.now())
 
 
 async def _until(clock: SystemClock, instant: datetime) -> None:
-    await clock.sleep((instant - datetime.now(UTC)).total_seconds())
+    await clock.sleep((instant - clock.now()).total_seconds())
