@@ -13,7 +13,7 @@ from typing import Any, Final
 from speaker_protocol import messages as wire
 from speaker_protocol import rounds
 from speaker_protocol.rounds import Turn
-from speaker_protocol.rules import NodeState, Why, alert_refusal
+from speaker_protocol.rules import NodeState, Trouble, Why, alert_refusal
 
 KEEP: Final = 256
 """Alerts remembered after they left the set: one that comes back is not sounded again."""
@@ -113,7 +113,7 @@ class AlarmBook:
                     rounds=entry.turn.rounds,
                     first_ms=entry.first_ms,
                     is_sounding=has_output and alert.alert_id == sounding,
-                    why=why or (None if has_output else "no_output"),
+                    why=why or (None if has_output else Trouble.NO_OUTPUT.value),
                 )
             )
         return tuple(told)

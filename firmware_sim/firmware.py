@@ -51,7 +51,7 @@ from firmware_sim.store import Disk, Identity, Memory, Slots
 from firmware_sim.trust import AlertsOf, Gate, PlanBodies, PlanInForce
 from speaker_protocol import messages as wire
 from speaker_protocol.rounds import UNKNOWN_MESSAGE_MS
-from speaker_protocol.rules import BulletinClass, Heard, SourceKind, Why, count_heard, is_quiet
+from speaker_protocol.rules import BulletinClass, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
 from speaker_protocol.topics import (
     NodeAck,
     NodeConfig,
@@ -600,7 +600,7 @@ class Firmware:
                 if is_quiet(limits, now_ms):
                     reason = Why.QUIET_HOURS.value
                 elif self.dac is None:
-                    reason = "no_output"
+                    reason = Trouble.NO_OUTPUT.value
                 else:
                     self._tone_samples = (order.seconds or 3) * SAMPLE_RATE_HZ
                     self._rerender()
@@ -1058,7 +1058,7 @@ class Firmware:
             chunk = Chunk(samples, stretch.start_ns, Sounding.SILENCE, stretch.decision.why, stretch.tag)
             self.ledger.played(Played(chunk))
             if self.ledger.current is not None:
-                self.ledger.current.trouble = self.ledger.current.trouble or "no_output"
+                self.ledger.current.trouble = self.ledger.current.trouble or Trouble.NO_OUTPUT.value
         self._silent_until_ns = max(now_ns, low_ns)
 
     # -- what goes up -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from firmware_sim.ear import dbfs
 from firmware_sim.output import Played
 from firmware_sim.player import SAMPLE_RATE_HZ, Sounding, Tag
 from speaker_protocol.messages import ReportKind
-from speaker_protocol.rules import Why
+from speaker_protocol.rules import Trouble, Why
 
 KEEP_CLOSED: Final = 200
 _ENDED_IN_TIME_MS: Final = 250
@@ -113,11 +113,11 @@ class Ledger:
                     account.trouble = account.trouble or chunk.why.value
             case Sounding.SOUND:
                 account.mute_samples += chunk.samples
-                account.trouble = account.trouble or "no_sound_from_horn"
+                account.trouble = account.trouble or Trouble.NO_SOUND_FROM_HORN.value
             case Sounding.HOLE:
                 account.holes_samples += chunk.samples
                 if chunk.samples >= SAMPLE_RATE_HZ // 10 or piece.is_underrun:
-                    account.trouble = account.trouble or ("underrun" if piece.is_underrun else "hole")
+                    account.trouble = account.trouble or (Trouble.UNDERRUN if piece.is_underrun else Trouble.HOLE).value
             case Sounding.SILENCE:
                 if chunk.why not in _FINE_WHY:
                     account.trouble = account.trouble or chunk.why.value
@@ -155,7 +155,7 @@ class Ledger:
         self.current = None
         tag = account.tag
         is_early = at_ms < tag.end_ms - _ENDED_IN_TIME_MS
-        told = (reason or "cut") if is_early else None
+        told = (reason or Trouble.CUT.value) if is_early else None
         if account.heard_samples:
             account.told_ms = account.heard_ms
             self.write(
@@ -178,7 +178,7 @@ class Ledger:
                     0,
                     account.underruns,
                     None,
-                    account.trouble or told or "no_sound",
+                    account.trouble or told or Trouble.NO_SOUND.value,
                 )
             )
         self.closed[tag.key] = account

@@ -23,6 +23,7 @@ from firmware_sim.player import AlertsInForce, Tag
 from firmware_sim.store import Disk, Identity
 from firmware_sim.trust import PlanInForce
 from speaker_protocol.messages import NodeConfigBody
+from speaker_protocol.rules import Trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class SpeakerNode:
             self._is_over = True
             life = self.firmware
             if life is not None:
-                await life.say_goodbye("power_off")
+                await life.say_goodbye(Trouble.POWER_OFF.value)
             if self.box.recorder is not None:
                 self.box.recorder.close(self._kit.true.now_ns())
 
@@ -177,5 +178,5 @@ class SpeakerNode:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
         if self._is_orderly:
-            await life.say_goodbye("reboot")
+            await life.say_goodbye(Trouble.REBOOT.value)
             self._is_orderly = False

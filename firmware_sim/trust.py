@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from speaker_protocol import messages as wire
+from speaker_protocol.brief import decode_alert_set
 from speaker_protocol.rules import BulletinClass
 from speaker_protocol.signing import Envelope, EnvelopeRefused, KeyRing, Kind, Refusal, Watermarks
 from speaker_protocol.topics import NodeConfig, NodeOrder, NodePlan, StreamHead, UnitAlert, UnitKeys
@@ -177,7 +178,7 @@ class Gate:
 
     def _alerts(self, unit: str, payload: bytes, now_ms: int | None) -> AlertsOf:
         envelope = self._ring.verify(payload, kind=Kind.ALERTS, target=unit, path=self._above(unit), now_ms=now_ms)
-        body = wire.decode(wire.AlertSetBody, envelope.body)
+        body = decode_alert_set(envelope.body)
         severity = self._class_of(envelope).severity
         if any(alert.klass.severity > severity for alert in body.alerts):
             raise EnvelopeRefused(Refusal.CLASS_TOO_HIGH)

@@ -470,6 +470,19 @@ class Why(enum.StrEnum):
     POWER_LOST = "power_lost"  # a power cut interrupted it, and too little was left to go on
 
 
+class Trouble(enum.StrEnum):
+    """Why less was heard than was decided: a node's reports carry these beside the codes of `Why`."""
+
+    HOLE = "hole"  # a batch was lost, a stretch not decoded in time
+    UNDERRUN = "underrun"  # the sound card ran dry
+    NO_SOUND_FROM_HORN = "no_sound_from_horn"
+    NO_OUTPUT = "no_output"  # a node that verifies and decides but has no sound card
+    NO_SOUND = "no_sound"
+    CUT = "cut"  # it was taken back or replaced
+    POWER_OFF = "power_off"
+    REBOOT = "reboot"
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What sounds now. `until_ms`: ask again then at the latest, or when plan, alerts or state change before."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, Final, get_args
 
-from speaker_protocol import FORMAT_VERSION, frames, messages, rules, signing, topics
+from speaker_protocol import FORMAT_VERSION, brief, frames, hazards, messages, rules, signing, topics
 
 _ON_TOPIC: Final = {
     "NodePlan": "envelope PLAN around PlanHead (after its length in 4 bytes), then the packed PlanBody (zlib)",
     "NodeConfig": "envelope CONFIG around NodeConfigBody",
     "NodeOrder": "envelope ORDER around OrderBody",
     "NodeAck": "envelope ACK around ReportAckBody or TimeAnswerBody",
-    "UnitAlert": "envelope ALERTS around AlertSetBody",
+    "UnitAlert": "envelope ALERTS around AlertSetBody, as JSON or in its brief form",
     "UnitKeys": "envelopes KEYS around DelegationBody or RevocationBody, each after its length in 2 bytes",
     "StreamHead": "envelope HEAD around StreamHeadBody",
     "StreamAudio": "audio batch",
@@ -95,6 +95,26 @@ def document() -> str:
             f"| {new.value} | " + " | ".join(rules.MATRIX[new][old].value for old in rules.Kind) + " |"
             for new in rules.Kind
         ),
+        "",
+        "## A round of an alert",
+        "",
+        "Attention tone, then the message so many times over; a new round every so often. The node's own words stand",
+        "in for a recording that is not held; each phrase has its slot whatever the voice, so that poles stay in step.",
+        "",
+        "| Danger | Number | Slot, ms | Tone | Vietnamese |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one.code} | {one.number} | {one.slot_ms} | {one.pattern.value} | {one.text} |"
+            for one in hazards.HAZARDS.values()
+        ),
+        "",
+        "| Phrase | Number | Slot, ms | Vietnamese |",
+        "|---|---|---|---|",
+        *(f"| {one.code} | {one.number} | {one.slot_ms} | {one.text} |" for one in hazards.PHRASES.values()),
+        "",
+        "## The brief form of an alert set",
+        "",
+        *(brief.__doc__ or "").strip().splitlines()[2:],
         "",
         "## Bodies",
         "",

@@ -44,6 +44,7 @@ class ConfigForm(Form):
     volume: Annotated[tuple[VolumeForm, ...], Field(max_length=48)] = ()
     delay_trim_ms: Annotated[int, Field(ge=-2000, le=2000)] = 0
     quiet: Annotated[tuple[QuietForm, ...], Field(max_length=10)] = ()
+    alert_gain_db: Annotated[float, Field(ge=-20, le=12)] | None = None
 
     def config(self) -> ClusterConfig:
         """For the verb."""
@@ -51,6 +52,7 @@ class ConfigForm(Form):
             tuple(VolumeStep(step.from_minute, step.gain_db) for step in self.volume),
             self.delay_trim_ms,
             tuple(QuietHours(time.fromisoformat(one.start), time.fromisoformat(one.end)) for one in self.quiet),
+            self.alert_gain_db,
         )
 
 

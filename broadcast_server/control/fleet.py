@@ -43,6 +43,8 @@ from broadcast_server.store.words import OutboxState
 LONGEST_TOKEN: Final = timedelta(days=90)
 MOST_USES: Final = 20_000
 MOST_GAIN_DB: Final = 12.0
+LEAST_ALERT_GAIN_DB: Final = -20.0
+"""An emergency may be made softer for a near house, never inaudible."""
 _CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -63,12 +65,13 @@ class ClusterConfig:
     """The cluster's own settings.
 
     `delay_trim_ms`: how much later (or earlier) it sounds, to meet its neighbours; `quiet`: hours of silence beside the
-    station's (a school, a hospital).
+    station's (a school, a hospital); `alert_gain_db`: gain of an emergency, None for the usual 0 dB.
     """
 
     volume: tuple[VolumeStep, ...] = ()
     delay_trim_ms: int = 0
     quiet: tuple[QuietHours, ...] = ()
+    alert_gain_db: float | None = None
 
     def __post_init__(self) -> None:
         minutes = [step.from_minute for step in self.volume]
@@ -84,10 +87,19 @@ class ClusterConfig:
                 raise Invalid("empty_window", field=f"config.quiet[{number}]")
         if not -2_000 <= self.delay_trim_ms <= 2_000:
             raise Invalid("delay_trim_out_of_range", field="config.delay_trim_ms", most_ms=2_000)
+        if self.alert_gain_db is not None and not LEAST_ALERT_GAIN_DB <= self.alert_gain_db <= MOST_GAIN_DB:
+            raise Invalid(
+                "alert_gain_out_of_range",
+                field="config.alert_gain_db",
+                fix="give_an_audible_gain",
+                least_db=LEAST_ALERT_GAIN_DB,
+                most_db=MOST_GAIN_DB,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The stored form: keys of the wire's node config, quiet hours as `domain.policy` writes them."""
-        return {
+        own = {} if self.alert_gain_db is None else {"alert_gain_db": self.alert_gain_db}
+        return own | {
             "volume": [{"from_minute": step.from_minute, "gain_db": step.gain_db} for step in self.volume],
             "delay_trim_ms": self.delay_trim_ms,
             "quiet": [
@@ -105,6 +117,7 @@ class ClusterConfig:
                 QuietHours(time.fromisoformat(hours["from"]), time.fromisoformat(hours["to"]))
                 for hours in stored.get("quiet", ())
             ),
+            stored.get("alert_gain_db"),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any, Final
 
 from broadcast_server.control import access
@@ -18,16 +18,18 @@ from broadcast_server.control.clashes import Neighbourhood, Sound, reason_betwee
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain.clock import LOCAL, Window
+from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import Invalid, NotFound
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import Violation
+from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
 from broadcast_server.store import emergencies, places, schedules
 from broadcast_server.store.emergencies import AlertSpan
 from broadcast_server.store.schedules import ScheduledEntry
 from broadcast_server.store.session import Session
 from broadcast_server.store.words import ScheduleKind
-from speaker_protocol.rules import BulletinClass
+from speaker_protocol.rules import BulletinClass, Trouble, Why
 
 LEAD_IN: Final = timedelta(days=1)
 _MS: Final = timedelta(milliseconds=1)
@@ -155,9 +157,21 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
         facts = {"title": _title_of(alarm), "level": alarm.level, "until": local_text(alarm.until)}
         if sounding is not None:
             facts["loser_title"] = sounding.title
+        refused = _reason_of(reported, f"{ALERT}{alarm.emergency_id}")
+        if refused is not None:
+            told |= {"rule": refused}
+            return answer(f"node_{refused}", facts)
         return answer("explain_drill" if alarm.body.get("drill") else "explain_emergency", facts)
     if sounding is not None:
         facts = {"title": sounding.title, "start": local_text(sounding.start), "end": local_text(sounding.end)}
+        refused = _reason_of(reported, sounding.entry_id)
+        if refused is not None:
+            told |= {
+                "rule": refused,
+                "winner_id": None,
+                "until": local_text(_until(around, cluster_id, at, refused, sounding)),
+            }
+            return answer(f"node_{refused}", facts)
         losers = [one for one in due if one.entry_id != sounding.entry_id]
         return answer("explain_sounds_over" if losers else "explain_sounds", facts | _first_loser(losers))
     if due:
@@ -171,6 +185,34 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     if quiet is not None:
         return answer("explain_quiet_hours", {"from": local_text(quiet.start), "to": local_text(quiet.end)} | later)
     return answer("explain_nothing_scheduled" if following is None else "explain_nothing_until", later)
+
+
+NODE_REASONS: Final = frozenset(one.value for reasons in (Why, Trouble) for one in reasons)
+"""What a node may give as its reason; the catalogue has a sentence for each, `node_` before the code."""
+
+
+def _reason_of(reported: Sequence[Mapping[str, Any]], broadcast_id: str) -> str | None:
+    """Why the cluster's node was not heard with this, by its own report; None where it was, or said nothing."""
+    return next(
+        (
+            str(row["reason"])
+            for row in reported
+            if row["broadcast_id"] == broadcast_id
+            and row["verdict"] != Verdict.PLAYED
+            and row["reason"] in NODE_REASONS
+        ),
+        None,
+    )
+
+
+def _until(around: Neighbourhood, cluster_id: str, at: datetime, reason: str, sounding: Sounding) -> datetime:
+    """Until when a node's reason holds, at the latest to the end of what it refused."""
+    quiet = _quiet_at(around, cluster_id, at)
+    if reason == Why.QUIET_HOURS and quiet is not None:
+        return quiet.end
+    if reason == Why.DAY_MINUTES:
+        return datetime.combine(places.local_date(at) + _DAY, time(0), LOCAL)
+    return sounding.end
 
 
 def _title_of(alarm: AlertSpan) -> str:

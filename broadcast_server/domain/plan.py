@@ -35,7 +35,8 @@ class PlanAsset:
 class PlanSegment:
     """What sounds in `[start, end)`: an asset from `offset` on, or a stream at its "now". Exactly one of the two.
 
-    `approval`: content hash that was approved, None for what needs none (a feed).
+    `approval`: content hash that was approved, None for what needs none (a feed). `late_at_most`: a node that could
+    not begin the entry within so long skips it; `tolerates`: how wrong the node's clock may be; None: no such limit.
     """
 
     entry_id: str
@@ -49,6 +50,8 @@ class PlanSegment:
     stream: str | None = None
     gain_db: float = 0.0
     approval: str | None = None
+    late_at_most: timedelta | None = None
+    tolerates: timedelta | None = None
 
     def __post_init__(self) -> None:
         if self.end <= self.start:
@@ -102,7 +105,7 @@ def digest(plan: Plan) -> str:
 
 
 def _segment(segment: PlanSegment) -> dict[str, Any]:
-    return {
+    told = {
         "entry_id": segment.entry_id,
         "start_ms": to_ms(segment.start),
         "end_ms": to_ms(segment.end),
@@ -115,6 +118,11 @@ def _segment(segment: PlanSegment) -> dict[str, Any]:
         "gain_cdb": round(segment.gain_db * 100),
         "approval": segment.approval,
     }
+    if segment.late_at_most is not None:
+        told["late_at_most_ms"] = segment.late_at_most // _MS
+    if segment.tolerates is not None:
+        told["tolerates_ms"] = segment.tolerates // _MS
+    return told
 
 
 @dataclass(frozen=True, slots=True)

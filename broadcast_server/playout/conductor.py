@@ -501,6 +501,7 @@ class Conductor:
                 groups=groups.get(seat.cluster_id, ()),
                 quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
                 max_gain_db=policy.max_gain_db,
+                max_minutes=(policy.max_minutes_per_day, policy.max_minutes_per_session),
                 cluster_config=own,
                 assets_url=self._facts.assets_url,
                 status_interval_s=self._facts.status_interval_s,

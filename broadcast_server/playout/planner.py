@@ -380,7 +380,14 @@ _SILENCED: Final = frozenset({policies.Code.QUIET_HOURS, policies.Code.SUSPENDED
 """What must not sound even if it was saved before the policy changed; the maxima are told, not enforced, here."""
 
 
+LEAST_TOLERANCE: Final = timedelta(seconds=2)
+MOST_TOLERANCE: Final = timedelta(seconds=60)
+"""Bounds of the clock error that an item with a limit of lateness tolerates: its own limit, between these."""
+
+
 def _segment(entry: ScheduledEntry, segment: timeline.Segment) -> PlanSegment:
+    limit_ms = entry.entry.late.at_most_ms
+    late = None if limit_ms is None else timedelta(milliseconds=limit_ms)
     return PlanSegment(
         entry_id=segment.entry_id,
         start=from_ms(to_ms(segment.start)),  # as the wire counts: a report must name the very same start
@@ -393,6 +400,8 @@ def _segment(entry: ScheduledEntry, segment: timeline.Segment) -> PlanSegment:
         stream=entry.stream_id,
         gain_db=entry.gain_db,
         approval=entry.approval,
+        late_at_most=late,
+        tolerates=None if late is None else min(max(late, LEAST_TOLERANCE), MOST_TOLERANCE),
     )
 
 

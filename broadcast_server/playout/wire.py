@@ -22,7 +22,7 @@ from broadcast_server.domain.delivery import ALERT, Progress
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.plan import Plan
 from broadcast_server.signer.port import Signer, SignRequest
-from speaker_protocol import messages, topics
+from speaker_protocol import brief, messages, topics
 from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind
 
 STATUSES: Final = topics.NodeStatus.every()
@@ -36,6 +36,7 @@ ACK_SEQUENCES: Final = 500
 """How many reports one acknowledgement names."""
 SIGNED_IN_DOUBT: Final = frozenset({Kind.HEAD, Kind.ALERTS})
 """What is signed even while the server's clock is in doubt: what sounds goes on, and a warning waits for no clock."""
+_MS: Final = timedelta(milliseconds=1)
 STATE_LIFE_MS: Final = 30 * 24 * 3_600_000
 """How long config and alert sets hold without renewal."""
 _MICRO: Final = timedelta(microseconds=1)
@@ -85,7 +86,7 @@ def _plan_body(plan: Plan) -> messages.PlanBody:
                 entry_id=segment.entry_id,
                 start_ms=to_ms(segment.start),
                 end_ms=to_ms(segment.end),
-                offset_ms=segment.offset // timedelta(milliseconds=1),
+                offset_ms=segment.offset // _MS,
                 klass=segment.klass,
                 level=segment.level,
                 source=segment.source,
@@ -93,6 +94,8 @@ def _plan_body(plan: Plan) -> messages.PlanBody:
                 stream=segment.stream,
                 gain_db=segment.gain_db,
                 approval=segment.approval,
+                late_at_most_ms=None if segment.late_at_most is None else segment.late_at_most // _MS,
+                tolerates_ms=None if segment.tolerates is None else segment.tolerates // _MS,
             )
             for segment in plan.segments
         ),
@@ -100,7 +103,7 @@ def _plan_body(plan: Plan) -> messages.PlanBody:
             messages.PlanAsset(
                 sha256=asset.hash,
                 size_bytes=asset.size_bytes,
-                duration_ms=asset.duration // timedelta(milliseconds=1),
+                duration_ms=asset.duration // _MS,
             )
             for asset in plan.assets
         ),
@@ -177,11 +180,14 @@ def node_config(
     groups: Sequence[str],
     quiet_minutes: tuple[int, int],
     max_gain_db: float,
+    max_minutes: tuple[int | None, int | None],
     cluster_config: Mapping[str, Any],
     assets_url: str,
     status_interval_s: int,
 ) -> StateToSend:
-    """A node's config. `quiet_minutes`: local minutes `[from, to)`. Unknown keys of the cluster's are left out.
+    """A node's config. `quiet_minutes`: local minutes `[from, to)`; `max_minutes`: of a day, of a session.
+
+    Unknown keys of the cluster's own settings are left out.
 
     Raises `Invalid` where the cluster's own settings are nonsense.
     """
@@ -193,6 +199,9 @@ def node_config(
             quiet_from_min=quiet_minutes[0],
             quiet_to_min=quiet_minutes[1],
             max_gain_db=max_gain_db,
+            max_day_min=max_minutes[0],
+            max_session_min=max_minutes[1],
+            alert_gain_db=cluster_config.get("alert_gain_db"),
             volume=cluster_config.get("volume", ()),
             delay_trim_ms=cluster_config.get("delay_trim_ms", 0),
             assets_url=assets_url,
@@ -217,7 +226,7 @@ def alert_set(unit_id: str, alerts: Iterable[Mapping[str, Any]], latch: tuple[st
         )
     except ValidationError as error:
         raise _unsayable(error) from error
-    return StateToSend(Kind.ALERTS, unit_id, unit_id, body.encode())
+    return StateToSend(Kind.ALERTS, unit_id, unit_id, brief.encode_alert_set(body))
 
 
 async def state_messages(

@@ -5,6 +5,7 @@ import string
 from collections.abc import Iterator
 
 from broadcast_server import catalogue
+from broadcast_server.control.outlook import NODE_REASONS
 from broadcast_server.domain import policy, precedence, timeline
 from tests.architecture.sources import ROOT
 
@@ -57,6 +58,12 @@ def test_every_code_that_is_raised_has_its_sentences():
     missing = sorted(f"{code}  ({place})" for code, place in codes().items() if not catalogue.has_sentence(code))
 
     assert missing == [], "add them to broadcast_server/locale/codes/<noun>.yaml:\n" + "\n".join(missing)
+
+
+def test_every_reason_of_a_node_has_its_sentence():
+    missing = [code for code in sorted(NODE_REASONS) if not catalogue.has_sentence(f"node_{code}")]
+
+    assert missing == []
 
 
 def test_every_sentence_is_there_in_both_languages_and_names_the_same_facts():

@@ -53,6 +53,15 @@ def test_the_canonical_form_is_fixed_text():
     )  # fmt: skip
 
 
+def test_limits_of_lateness_count_where_there_are_any():
+    plain = a_plan(a_segment("17:00", "17:10"))
+    limited = a_plan(a_segment("17:00", "17:10", late_at_most=minutes(1), tolerates=minutes(1)))
+    assert b"late_at_most" not in canonical(plain)
+    assert b'"late_at_most_ms":60000' in canonical(limited)
+    assert b'"tolerates_ms":60000' in canonical(limited)
+    assert digest(plain) != digest(limited)
+
+
 def test_zone_set_and_order_of_assets_do_not_matter():
     two = (ASSET, PlanAsset(OTHER, 1, minutes(1)))
     plan = a_plan(a_segment("17:00", "17:10"), assets=two)

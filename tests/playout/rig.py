@@ -33,6 +33,7 @@ from broadcast_server.store.tables import NodeRow, PlayRow
 from broadcast_server.store.words import ContentKind
 from speaker_protocol import messages as wire
 from speaker_protocol import rules
+from speaker_protocol.brief import decode_alert_set
 from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, Watermarks, key_id_of, parse, seal
 from speaker_protocol.topics import NodeAck, NodePlan, NodeReport, NodeStatus, NodeTime, UnitAlert, UnitKeys
 from tests.support.clock import FakeChance, FakeClock
@@ -109,7 +110,7 @@ class Speaker:
                 message.payload, kind=Kind.ALERTS, target=unit, path=self.path, now_ms=self.now_ms
             )
             if self.marks.admit(message.topic, envelope):
-                self.sets[unit] = wire.decode(wire.AlertSetBody, envelope.body)
+                self.sets[unit] = decode_alert_set(envelope.body)
         except EnvelopeRefused as refused:
             self.refused[f"alert_{refused.reason}"] += 1
 

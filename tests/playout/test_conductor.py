@@ -28,6 +28,7 @@ from broadcast_server.store.tables import (
 )
 from broadcast_server.store.words import ConflictKind, ContentKind, OutboxState, ScheduleState
 from speaker_protocol.messages import split_plan
+from speaker_protocol.rules import Late, LatePolicy
 from speaker_protocol.signing import parse
 from tests.playout.rig import FAR, LEASE_S, NEIGHBOUR, NODE, Room, a_room
 from tests.support.village import DONG, LAN, PROVINCE, TAY, at, daily, once
@@ -432,6 +433,22 @@ async def test_an_unreadable_policy_leaves_the_law_in_force_and_others_alone(tmp
         assert room.node.sounding(at(17)) is not None
         assert room.node.config is not None
         assert (room.node.config.quiet_from_min, room.node.config.quiet_to_min) == (22 * 60, 5 * 60)
+
+
+async def test_what_the_node_must_enforce_by_itself_reaches_it(tmp_path: Path):
+    async with a_room(tmp_path) as room:
+        strict = Late(LatePolicy.SKIP_IF_LATER_THAN, 1_000)
+        await room.announce(once(at(17)), late=strict)
+        await room.announce(once(at(18)), title="Bản tin xã")
+        policy = {"max_minutes_per_day": 120, "max_minutes_per_session": 45}
+        await room.store.begin(lambda session: session.add(PolicyRow(unit_id=DONG, body=policy, updated_at=at(9))))
+        await room.turn()
+
+        assert room.node.config is not None
+        assert (room.node.config.max_day_min, room.node.config.max_session_min) == (120, 45)
+        assert room.node.plan is not None
+        limits = [(one.late_at_most_ms, one.tolerates_ms) for one in room.node.plan.segments]
+        assert limits == [(1_000, 2_000), (None, None)]
 
 
 async def test_nonsense_in_one_clusters_settings_costs_only_those(tmp_path: Path):
