@@ -22,6 +22,7 @@ from speaker_protocol.rules import Trouble, Why
 
 KEEP_CLOSED: Final = 200
 _ENDED_IN_TIME_MS: Final = 250
+_ALERT_WHY: Final = frozenset({Why.ALERT, Why.ALERT_ASSET_MISSING})
 _FINE_WHY: Final = frozenset({Why.PLANNED, Why.ALERT, Why.ALERT_ASSET_MISSING, Why.NOTHING_PLANNED})
 
 
@@ -31,6 +32,8 @@ class Account:
 
     tag: Tag
     heard_samples: int = 0
+    rest_samples: int = 0
+    """Pauses of an alert's round: silence that was meant, and that belongs to what was heard."""
     power: float = 0.0
     underruns: int = 0
     holes_samples: int = 0
@@ -50,7 +53,7 @@ class Account:
     @property
     def heard_ms(self) -> int:
         """How long it was heard."""
-        return self.heard_samples * 1000 // SAMPLE_RATE_HZ
+        return (self.heard_samples + self.rest_samples) * 1000 // SAMPLE_RATE_HZ
 
     @property
     def level_dbfs(self) -> float | None:
@@ -119,6 +122,8 @@ class Ledger:
                 if chunk.samples >= SAMPLE_RATE_HZ // 10 or piece.is_underrun:
                     account.trouble = account.trouble or (Trouble.UNDERRUN if piece.is_underrun else Trouble.HOLE).value
             case Sounding.SILENCE:
+                if chunk.why in _ALERT_WHY and account.heard_samples:
+                    account.rest_samples += chunk.samples
                 if chunk.why not in _FINE_WHY:
                     account.trouble = account.trouble or chunk.why.value
 

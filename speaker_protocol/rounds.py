@@ -82,6 +82,26 @@ class AlertView(Protocol):
     def every_min(self) -> int | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert for whoever asks about its rounds and has no message of the wire (an `AlertView`)."""
+
+    alert_id: str
+    level: int
+    issued_ms: int
+    expires_ms: int
+    asset: str | None = None
+    asset_ms: int | None = None
+    hazard: str | None = None
+    phrases: tuple[str, ...] | None = None
+    drill: bool = False
+    nature: str | None = None
+    tone_ms: int | None = None
+    times: int | None = None
+    gap_ms: int | None = None
+    every_min: int | None = None
+
+
 # --- What a round consists of -----------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ from broadcast_server.store.deliveries import Counts, Shown
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
 from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState, ScheduleKind, VersionState
+from speaker_protocol import rounds as rules_of_rounds
+from speaker_protocol.hazards import HAZARDS, PHRASES
 from speaker_protocol.rules import BulletinClass, Level
 
 CONFIRM: Final = {EmergencyMode.REAL: "KHẨN CẤP", EmergencyMode.DRILL: "DIỄN TẬP"}
@@ -49,12 +51,8 @@ _FINAL_TEXT: Final = {
     EmergencyMode.REAL: "Tin cuối cùng. Tình huống khẩn cấp đã kết thúc.",
     EmergencyMode.DRILL: "Tin cuối cùng. Buổi diễn tập đã kết thúc.",
 }
-_USUAL_TONE_MS: Final = 6_000
-_USUAL_TIMES: Final = 3
-_USUAL_GAP_MS: Final = 5_000
 _MS_PER_LETTER: Final = 75
-_CLIPS_MS: Final = 8_000
-"""Guesses at how long a node speaks, until it reports it: used for the play log's window alone."""
+"""A guess at how long a text will take that is not spoken yet: used for the play log's window alone."""
 
 
 # -- requests and answers ---------------------------------------------------------------------------------------------
@@ -663,15 +661,29 @@ def body_of(session: Session, row: EmergencyRow) -> dict[str, Any]:
 
 
 def round_of(session: Session, row: EmergencyRow) -> timedelta:
-    """How long one round of it takes: known where there is audio, else guessed until nodes report it."""
+    """How long one round of it takes, by the rules that the nodes follow; a text not spoken yet is guessed."""
+    asset: str | None
     if row.asset_sha256 is not None:
-        message_ms = library.asset(session, row.asset_sha256).duration_ms
+        asset, asset_ms = row.asset_sha256, library.asset(session, row.asset_sha256).duration_ms
     else:
-        message_ms = max(_CLIPS_MS, _MS_PER_LETTER * len(row.text or ""))
-    times = row.times or _USUAL_TIMES
-    gap_ms = _USUAL_GAP_MS if row.gap_ms is None else row.gap_ms
-    whole = (row.tone_ms or _USUAL_TONE_MS) + times * message_ms + (times - 1) * gap_ms
-    return min(timedelta(milliseconds=whole), timedelta(minutes=row.expires_min))
+        asset, asset_ms = row.text, _MS_PER_LETTER * len(row.text or "")
+    said = rules_of_rounds.Alert(
+        row.id,
+        row.level,
+        0,
+        0,
+        asset=asset,
+        asset_ms=asset_ms or None,
+        hazard=row.hazard,
+        phrases=tuple(row.phrases),
+        drill=row.mode is EmergencyMode.DRILL,
+        nature=row.nature.value,
+        tone_ms=row.tone_ms,
+        times=row.times,
+        gap_ms=row.gap_ms,
+    )
+    whole = timedelta(milliseconds=rules_of_rounds.score(said).length_ms)
+    return min(whole, timedelta(minutes=row.expires_min))
 
 
 def _approved(session: Session, actor: Actor, bulletin_id: str, language: str, now: datetime) -> tuple[str, str]:
@@ -737,6 +749,12 @@ def _check(message: Message, rounds: Rounds, expires_min: int, reason: str) -> N
     _check_reason(reason)
     if message.hazard is None and not (message.text or "").strip() and message.bulletin_id is None:
         raise Invalid("emergency_says_nothing", field="message", fix="give_hazard_or_text")
+    if message.hazard is not None and message.hazard not in HAZARDS:
+        raise Invalid("not_a_choice", field="message.hazard", expected=", ".join(HAZARDS), fix="pick_hazard")
+    for number, phrase in enumerate(message.phrases):
+        if phrase not in PHRASES:
+            expected = ", ".join(PHRASES)
+            raise Invalid("not_a_choice", field=f"message.phrases[{number}]", expected=expected, fix="pick_phrase")
     if message.text is not None and len(message.text) > TEXT_MAX:
         raise Invalid(
             "text_too_long", field="message.text", length=len(message.text), longest=TEXT_MAX, fix="shorten_text"

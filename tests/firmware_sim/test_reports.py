@@ -219,6 +219,16 @@ def test_a_whole_programme_is_told_as_heard():
     assert books.told() == [("started", "p", 0, None), ("finished", "p", 10_000, None)]
 
 
+def test_the_pauses_of_a_round_belong_to_what_was_heard():
+    books = Books()
+    whole = Tag("alert:a", 0, 2_000, SourceKind.RECORDED, alert_id="a")
+    books.play(1, whole, why=Why.ALERT)
+    books.play(0.5, whole, Sounding.SILENCE, Why.ALERT)
+    books.play(0.5, whole, why=Why.ALERT_ASSET_MISSING)
+    books.play(1, None, Sounding.SILENCE, Why.NOTHING_PLANNED)
+    assert books.told()[-1] == ("finished", "alert:a", 2_000, "alert_asset_missing")
+
+
 def test_an_alert_in_the_middle_is_told_and_the_programme_goes_on_counting():
     books = Books()
     books.play(4, P)
