@@ -59,6 +59,7 @@ from broadcast_server.playout.keeper import BrokerKeeper, FeedKeeper
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.relay.engine import Engine
 from broadcast_server.relay.ingest import Ingest
+from broadcast_server.relay.monitor import EngineMonitor
 from broadcast_server.relay.voice import VoiceRoom
 from broadcast_server.settings import Role, Settings
 from broadcast_server.signer.keys import FileSigner
@@ -98,6 +99,8 @@ class Server:
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
     voices: VoiceRoom | None = None
     """Where live voices go; None where the engine room is another process."""
+    monitor: EngineMonitor | None = None
+    """Who lets people listen in; None where nothing is relayed."""
 
 
 @contextlib.asynccontextmanager
@@ -243,6 +246,7 @@ async def _engine_room(
             longest_s=FILLER_LONGEST_S,
         ),
     )
+    server.monitor = EngineMonitor(engine, executor=desk.executor)
     conductor = Conductor(
         name=f"{os.uname().nodename}-{os.getpid()}-{chance.new_id()[-8:]}",
         store=store,
@@ -455,7 +459,13 @@ class _HttpServer(uvicorn.Server):
 
 async def _front_door(server: Server, stack: contextlib.AsyncExitStack, desk: Desk, door: socket.socket) -> None:
     settings = server.settings.http
-    api = create_api(desk, ingest=server.voices, allowed_hosts=settings.trusted_hosts, parts=lambda: server.parts())  # noqa: PLW0108  set later, by the engine room
+    api = create_api(
+        desk,
+        ingest=server.voices,
+        monitor=server.monitor,
+        allowed_hosts=settings.trusted_hosts,
+        parts=lambda: server.parts(),  # noqa: PLW0108  set later, by the engine room
+    )
     http = _HttpServer(
         uvicorn.Config(
             api,

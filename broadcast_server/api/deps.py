@@ -15,6 +15,7 @@ from broadcast_server.catalogue import Locale
 from broadcast_server.control import access
 from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.relays import Monitor
 from broadcast_server.domain.errors import Invalid, Refused
 
 _bearer = HTTPBearer(auto_error=False, description="`broadcast-server token create USER`")
@@ -26,6 +27,14 @@ def _desk(request: Request) -> Desk:
 
 DeskDep = Annotated[Desk, Depends(_desk)]
 """What every verb of `control` takes first."""
+
+
+def _monitor(request: Request) -> Monitor | None:
+    return cast("Monitor | None", request.state.monitor)
+
+
+MonitorDep = Annotated[Monitor | None, Depends(_monitor)]
+"""Who lets people listen in; None where nothing is relayed."""
 
 
 def bearer_token(authorization: str | None) -> str:

@@ -29,6 +29,7 @@ from broadcast_server.api import (
     plays,
     problems,
     programmes,
+    relays,
     schedules,
     sendings,
     system,
@@ -38,6 +39,7 @@ from broadcast_server.api import (
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import LiveIngest
+from broadcast_server.control.relays import Monitor
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.store import system as rows
 
@@ -77,6 +79,7 @@ def build_router() -> APIRouter:
         nodes,
         feeds,
         obligations,
+        relays,
         people,
         bulletins,
         programmes,
@@ -100,6 +103,7 @@ def create_api(
     parts: Callable[[], Mapping[str, bool]] = dict,
     registry: CollectorRegistry = REGISTRY,
     ingest: LiveIngest | None = None,
+    monitor: Monitor | None = None,
     upload_limit_bytes: int = UPLOAD_LIMIT_BYTES,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
@@ -107,7 +111,7 @@ def create_api(
 
     `allowed_hosts`: host names this origin is reached by (`*`: any); `parts`: name of each part of the engine room and
     whether it is ready, for `/readyz`; `registry`: counters for `/metrics`; `ingest`: where live voices go in this
-    process, if anywhere; `upload_limit_bytes`: largest body that is not JSON.
+    process, `monitor`: who lets people listen in, if anywhere; `upload_limit_bytes`: largest body that is not JSON.
     """
     app = Api(
         title="Loa: control server of grassroots radio",
@@ -124,7 +128,10 @@ def create_api(
     app.include_router(build_router())
     app.include_router(_machine_router(desk, parts, registry))
     app.add_middleware(
-        Front, state={"desk": desk, "live": ingest}, allowed_hosts=allowed_hosts, upload_limit_bytes=upload_limit_bytes
+        Front,
+        state={"desk": desk, "live": ingest, "monitor": monitor},
+        allowed_hosts=allowed_hosts,
+        upload_limit_bytes=upload_limit_bytes,
     )
     return app
 

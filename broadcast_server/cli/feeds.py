@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from broadcast_server.cli.office import run, tell
-from broadcast_server.control import feeds
+from broadcast_server.control import feeds, relays
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.feeds import FeedQuery, FeedView, NewFeed, NewOffer, PushCredential
+from broadcast_server.control.relays import RelaySetting, RelayView
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.store.tables import FeedOfferRow
 from broadcast_server.store.words import FeedKind, Tier
@@ -92,6 +93,44 @@ def withdraw_offer(offer: str, as_json: Json = False) -> None:
     tell(_offer(run(lambda desk: feeds.withdraw_offer(desk, OPERATOR, offer))), as_json=as_json)
 
 
+@app.command("substitute")
+def substitute(
+    feed: str,
+    substitutes: Annotated[list[str] | None, typer.Argument(help="feeds that stand in, in order; none: nobody")] = None,
+    filler: Annotated[str | None, typer.Option(help="approved bulletin that is looped when nobody stands in")] = None,
+    delay_ms: Annotated[int, typer.Option(help="hold sound back so long, for the cut button")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Say who stands in for a feed that gives no good sound."""
+    setting = RelaySetting(tuple(substitutes or ()), filler, delay_ms)
+    tell(_relay(run(lambda desk: relays.set_relay(desk, OPERATOR, feed, setting))), as_json=as_json)
+
+
+@app.command("cut")
+def cut_feed(feed: str, as_json: Json = False) -> None:
+    """Drop what the delay still holds; no feed sounds here until `feed release`."""
+    tell(_relay(run(lambda desk: relays.cut_feed(desk, OPERATOR, feed))), as_json=as_json)
+
+
+@app.command("stop")
+def stop_feed(
+    feed: str, reason: Annotated[str, typer.Option(help="why it must sound nowhere")], as_json: Json = False
+) -> None:
+    """Stop relaying a feed everywhere until `feed release`."""
+    tell(_relay(run(lambda desk: relays.stop_feed(desk, OPERATOR, feed, reason))), as_json=as_json)
+
+
+@app.command("release")
+def release_feed(feed: str, as_json: Json = False) -> None:
+    """Let a feed that was cut or stopped sound again."""
+
+    async def errand(desk: Desk) -> RelayView:
+        await relays.release_cut(desk, OPERATOR, feed)
+        return await relays.release_feed(desk, OPERATOR, feed)
+
+    tell(_relay(run(errand)), as_json=as_json)
+
+
 def _instant(given: datetime | None) -> datetime | None:
     return given if given is None or given.tzinfo is not None else given.replace(tzinfo=LOCAL)
 
@@ -109,6 +148,21 @@ def _feed(view: FeedView) -> dict[str, Any]:
         "state": None if view.status is None else view.status.state.value,
         "valid_to": row.valid_to,
         "revoked_at": row.revoked_at,
+    }
+
+
+def _relay(view: RelayView) -> dict[str, Any]:
+    row = view.feed
+    return {
+        "id": row.id,
+        "name": row.name,
+        "substitutes": [each.id for each in view.substitutes],
+        "filler_id": row.filler_id,
+        "delay_ms": row.delay_ms,
+        "cut_at": row.cut_at,
+        "stopped_at": row.stopped_at,
+        "stop_reason": row.stop_reason,
+        "state": None if view.status is None else view.status.state.value,
     }
 
 

@@ -237,6 +237,10 @@ class Engine:
         """Every running stream by its id."""
         return {stream_id: _status_of(running) for stream_id, running in self._running.items()}
 
+    def relayed(self, feed_id: str) -> SwitchingSource | None:
+        """What a feed's stream sounds here, for an ear; None where it is not relayed in this process."""
+        return next((each.source for each in self._running.values() if each.spec.feed_id == feed_id), None)
+
     def changes(self) -> list[Sounding]:
         """What began to sound since this was last asked, in order; the oldest of more than a thousand are lost."""
         changes = list(self._changes)

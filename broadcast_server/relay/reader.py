@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from broadcast_server.audio.feed import DEAD_AT_ONCE, FeedState, FeedStatus, FrameSource
 from broadcast_server.audio.formats import SAMPLE_BYTES, SAMPLE_RATE_HZ
@@ -46,11 +46,21 @@ class Health:
     is_suspicious: bool = False
 
 
+class Early(Protocol):
+    """Hears a source before its delay."""
+
+    def put(self, block: bytes) -> None:
+        """A block has come."""
+        ...
+
+
 class Tap:
     """What one listener has still to take of a source, `delay_s` after it came."""
 
-    def __init__(self, wake: Callable[[], None], *, delay_s: float = 0.0) -> None:
+    def __init__(self, wake: Callable[[], None], *, delay_s: float = 0.0, early: Collection[Early] = ()) -> None:
+        """`early`: who hears each block at once, before the delay."""
         self.delay_s = delay_s
+        self._early = early
         self.dropped_bytes = 0
         self.is_attentive = False
         """False: only the newest is kept, for a listener that may switch here at any moment."""
@@ -59,6 +69,8 @@ class Tap:
 
     def put(self, block: bytes, now_s: float) -> None:
         """A block has come."""
+        for ear in self._early:
+            ear.put(block)
         self._blocks.append((now_s, block))
         oldest_s = now_s - self.delay_s - (KEEP_S if self.is_attentive else IDLE_KEEP_S)
         while self._blocks and self._blocks[0][0] < oldest_s:

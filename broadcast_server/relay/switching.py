@@ -138,6 +138,7 @@ class SwitchingSource:
         self._last_s = 0.0
         self._wake = asyncio.Event()
         self._ears: list[Ear] = []
+        self._early_ears: list[Ear] = []
         self.end_reason = "ended"
         """Why the stream ends, said by who ends it."""
 
@@ -205,14 +206,15 @@ class SwitchingSource:
         return None if opened is None else opened.reader
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Ear]:
-        """An ear on what is relayed, for the time of the context."""
+    def listening(self, *, before_delay: bool = False) -> Iterator[Ear]:
+        """An ear on what is relayed, or on what the feed itself gives before it is delayed, for the context's time."""
         ear = Ear()
-        self._ears.append(ear)
+        ears = self._early_ears if before_delay else self._ears
+        ears.append(ear)
         try:
             yield ear
         finally:
-            self._ears.remove(ear)
+            ears.remove(ear)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """See `FrameSource.blocks`."""
@@ -232,6 +234,8 @@ class SwitchingSource:
             ticking.cancel()
             await asyncio.wait([ticking])
             await self._close_all()
+            for ear in (*self._ears, *self._early_ears):
+                ear.end()
             self._tell(SourceKind.OVER, None, self.end_reason)
 
     # -- inside
@@ -321,7 +325,7 @@ class SwitchingSource:
                 reader = await self._readers.acquire(feed_id)
                 if reader is None:
                     continue
-                tap = Tap(self._wake.set, delay_s=self._delay_s)
+                tap = Tap(self._wake.set, delay_s=self._delay_s, early=self._early_ears if number == 0 else ())
                 tap.is_attentive = number == self._current
                 reader.attach(tap)
                 self._open[feed_id] = _Open(reader, tap)
@@ -383,7 +387,13 @@ class Ear:
     def __init__(self) -> None:
         self._blocks: deque[bytes] = deque()
         self._size = 0
+        self._is_over = False
         self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """There will be no more."""
+        self._is_over = True
+        self._changed.set()
 
     def put(self, block: bytes) -> None:
         """A block was relayed."""
@@ -394,8 +404,8 @@ class Ear:
         self._changed.set()
 
     async def get(self) -> bytes:
-        """All that is there, waiting for it if need be."""
-        while not self._blocks:
+        """All that is there, waiting for it if need be; nothing when it is over."""
+        while not self._blocks and not self._is_over:
             self._changed.clear()
             await self._changed.wait()
         sound = b"".join(self._blocks)

@@ -41,6 +41,15 @@ class RelayedKind(StrEnum):
     SILENCE = "silence"
 
 
+class ListenAt(StrEnum):
+    """Where one listens in."""
+
+    RELAY = "relay"
+    """What goes out, whatever stands in, after the delay."""
+    SOURCE = "source"
+    """What the feed itself gives, before the delay: the ear for the cut button."""
+
+
 class MediaKind(StrEnum):
     """What a bulletin version is made of."""
 
