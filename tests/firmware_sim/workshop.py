@@ -249,6 +249,7 @@ class Workshop:
         seed: int = 1,
         quota_bytes: int = 10**8,
         records: bool = True,
+        library: SoundLibrary | None = None,
     ) -> None:
         self.time, self.folder = time, folder
         self.office = office or Office(time)
@@ -267,7 +268,9 @@ class Workshop:
             asset_token="t",
         )
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.office.serve))
-        kit = Kit(time, inline, client, asyncio.Semaphore(4), SoundLibrary(inline), DecodeCache(), PlanBodies())
+        kit = Kit(
+            time, inline, client, asyncio.Semaphore(4), library or SoundLibrary(inline), DecodeCache(), PlanBodies()
+        )
         room = folder / f"rec-{time.now_ns()}"
         self.recording = room / f"{NODE}.wav"
         self.recorder = Recorder(room, NODE, "c1", time.now_ns()) if records else None
