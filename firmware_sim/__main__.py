@@ -43,6 +43,7 @@ def run(
     faults: Annotated[Path | None, typer.Option(help="YAML or JSON timeline of {at_s, node, verb, args}")] = None,
     seed: Annotated[int | None, typer.Option(help="Make chance repeatable")] = None,
     seconds: Annotated[float | None, typer.Option(help="End by itself")] = None,
+    decisions: Annotated[Path | None, typer.Option(help="Write each change of what a node would sound here")] = None,
     listen: Annotated[int | None, typer.Option(help="So many nodes decode and record, the others only decide")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per node that is ready")] = False,
 ) -> None:
@@ -64,6 +65,7 @@ def run(
                 faults=load_timeline(faults) if faults is not None else (),
                 seed=seed,
                 listen=listen,
+                decisions=decisions,
             )
         except (ValueError, OSError) as error:
             typer.echo(f"firmware-sim: {error}", err=True)

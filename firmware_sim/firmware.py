@@ -51,7 +51,7 @@ from firmware_sim.store import Disk, Identity, Memory, Slots
 from firmware_sim.trust import AlertsOf, Gate, PlanBodies, PlanInForce
 from speaker_protocol import messages as wire
 from speaker_protocol.rounds import UNKNOWN_MESSAGE_MS
-from speaker_protocol.rules import BulletinClass, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
+from speaker_protocol.rules import BulletinClass, Decision, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
 from speaker_protocol.topics import (
     NodeAck,
     NodeConfig,
@@ -102,6 +102,8 @@ ALERTS_WAIT_S: Final = 5.0
 """How long an alert waits for trusted time, which the same link brings; then it sounds without."""
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
+TELL_ALERT_WITHIN_S: Final = 0.8
+"""A changed set of alerts is answered by a status so soon; a thousand nodes spread theirs over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class Kit:
     pace: Pace = FIELD
     urgent_downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(URGENT_DOWNLOADS))
     """The lane of its own for what sounds within the hour."""
+    decided: Callable[[str, int, Decision], None] | None = None
+    """Told when a node (id) decides for something else: the instant (true, ns) and what sounds, or would, from then on.
+    """
 
 
 class FlashWork:
@@ -230,6 +235,8 @@ class Firmware:
         self._noted_ms: tuple[Key, int] | None = None
         self._alert_sets: dict[str, AlertsOf] = {}
         self._alerts_waiting_s: float | None = None
+        self._alerts_changed = asyncio.Event()
+        self._decided: tuple[Any, ...] = ()
         self._floor: tuple[int, int] | None = None
         """`(device_ns, signed_ms)`: without a clock, time is at least what a signed alert says."""
         self._is_awake = False
@@ -299,6 +306,7 @@ class Firmware:
             tasks.create_task(self._read_inbox(), name=f"node.inbox[{name}]")
             tasks.create_task(self._ask_the_time(), name=f"node.clock[{name}]")
             tasks.create_task(self._keep_house(), name=f"node.house[{name}]")
+            tasks.create_task(self._answer_alerts(), name=f"node.alerts[{name}]")
             for lane in Lane:
                 tasks.create_task(self._fetch_assets(lane), name=f"node.assets.{lane}[{name}]")
             tasks.create_task(self._keep_journal(), name=f"node.journal[{name}]")
@@ -546,7 +554,17 @@ class Firmware:
                 )
             self._status_due = self._is_memory_due = True
             self._journal.set()
+            self._alerts_changed.set()
         situation.turns = self.book.turns
+
+    async def _answer_alerts(self) -> None:
+        """Say soon that a changed set is obeyed: who launched it counts those who do not answer."""
+        while True:
+            await self._alerts_changed.wait()
+            self._alerts_changed.clear()
+            await self._kit.true.sleep(self._chance.uniform(0.0, TELL_ALERT_WITHIN_S))
+            if self.link.is_up:
+                self._say_status()
 
     def _take_plan(self, raw: bytes, now_ms: int | None) -> bool:
         plan = self.gate.plan(raw, now_ms)
@@ -586,6 +604,7 @@ class Firmware:
         self._status_due = True
         self._probe_now.set()
         self._rerender()
+        self._note_decision()
 
     def _obey(self, order: wire.OrderBody, now_ms: int) -> None:
         if order.order_id in self._memory.done_orders:
@@ -816,10 +835,23 @@ class Firmware:
 
     async def _output(self) -> None:
         while True:
+            wait_s = self._tick() if self.dac is not None else self._tick_without_output()
+            self._note_decision()
             if self.dac is not None:
-                await self._kit.true.sleep(self._tick())
+                await self._kit.true.sleep(wait_s)
             else:
-                await sleep_or(self._wake_output, self._tick_without_output(), self._kit.true)
+                await sleep_or(self._wake_output, wait_s, self._kit.true)
+
+    def _note_decision(self) -> None:
+        """For whoever watches the fleet: what sounds now, or would."""
+        tell, server_ns = self._kit.decided, self._server_ns(self._box.clock.now_ns())
+        if tell is None or server_ns is None:
+            return
+        decision = next(stretches(self.situation, server_ns, server_ns + MS)).decision
+        decided = (decision.kind, decision.why, decision.entry_id, decision.alert_id)
+        if decided != self._decided:
+            self._decided = decided
+            tell(self.node_id, self._kit.true.now_ns(), decision)
 
     def _tick(self) -> float:
         dac = self.dac

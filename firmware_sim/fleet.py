@@ -9,6 +9,7 @@ recording of its own.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +32,7 @@ from firmware_sim.node import SpeakerNode
 from firmware_sim.output import Recorder
 from firmware_sim.store import Disk, Identity
 from firmware_sim.trust import PlanBodies
+from speaker_protocol.rules import Decision
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +95,33 @@ class FleetOptions:
     seed: int | None = None
     listen: int | None = None
     """How many nodes decode and (with `record_dir`) record; the others verify and decide only. None: all."""
+    decisions: Path | None = None
+    """Where each change of what a node sounds, or would sound, is written, a line of JSON each."""
     quota_bytes: int = 512 * 1024 * 1024
+
+
+class DecisionLog:
+    """What nodes decide, as lines of JSON: `node`, `at_ns` (true time), `kind`, `why`, `entry` (or `alert:{id}`)."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file.open("a", encoding="utf-8", buffering=1)
+
+    def note(self, node_id: str, at_ns: int, decision: Decision) -> None:
+        """From now on it sounds, or would sound, this."""
+        entry = decision.entry_id if decision.alert_id is None else f"alert:{decision.alert_id}"
+        line = {
+            "node": node_id,
+            "at_ns": at_ns,
+            "kind": decision.kind.value,
+            "why": decision.why.value,
+            "entry": entry,
+        }
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """No more."""
+        self._file.close()
 
 
 @dataclass(slots=True)
@@ -116,14 +144,24 @@ class Fleet:
         limits = httpx.Limits(max_connections=DOWNLOADS_AT_ONCE, max_keepalive_connections=DOWNLOADS_AT_ONCE)
         timeout = httpx.Timeout(10.0, pool=None)
         async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
+            decisions = None if options.decisions is None else DecisionLog(options.decisions)
             kit = Kit(
-                self.true, offload, client, asyncio.Semaphore(DOWNLOADS_AT_ONCE), library, DecodeCache(), PlanBodies()
+                self.true,
+                offload,
+                client,
+                asyncio.Semaphore(DOWNLOADS_AT_ONCE),
+                library,
+                DecodeCache(),
+                PlanBodies(),
+                decided=None if decisions is None else decisions.note,
             )
             try:
                 identities = await self._identities(client)
                 self.nodes.extend(self._box(index, identity, kit) for index, identity in enumerate(identities))
                 await self._power(stop, on_ready, options.faults)
             finally:
+                if decisions is not None:
+                    decisions.close()
                 library.close()
                 offload.close()
 

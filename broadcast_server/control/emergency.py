@@ -24,6 +24,7 @@ from broadcast_server.audio.speech import Voice
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.domain.alarm import round_length
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.delivery import ALERT, LATCH, DeliveryState
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused
@@ -32,7 +33,6 @@ from broadcast_server.store.deliveries import Counts, Shown
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
 from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState, ScheduleKind, VersionState
-from speaker_protocol import rounds as rules_of_rounds
 from speaker_protocol.hazards import HAZARDS, PHRASES
 from speaker_protocol.rules import BulletinClass, Level
 
@@ -51,8 +51,8 @@ _FINAL_TEXT: Final = {
     EmergencyMode.REAL: "Tin cuối cùng. Tình huống khẩn cấp đã kết thúc.",
     EmergencyMode.DRILL: "Tin cuối cùng. Buổi diễn tập đã kết thúc.",
 }
-_MS_PER_LETTER: Final = 75
-"""A guess at how long a text will take that is not spoken yet: used for the play log's window alone."""
+_FINAL_PHRASES: Final = ("all_clear",)
+"""What nodes say themselves until the text is spoken."""
 
 
 # -- requests and answers ---------------------------------------------------------------------------------------------
@@ -661,29 +661,8 @@ def body_of(session: Session, row: EmergencyRow) -> dict[str, Any]:
 
 
 def round_of(session: Session, row: EmergencyRow) -> timedelta:
-    """How long one round of it takes, by the rules that the nodes follow; a text not spoken yet is guessed."""
-    asset: str | None
-    if row.asset_sha256 is not None:
-        asset, asset_ms = row.asset_sha256, library.asset(session, row.asset_sha256).duration_ms
-    else:
-        asset, asset_ms = row.text, _MS_PER_LETTER * len(row.text or "")
-    said = rules_of_rounds.Alert(
-        row.id,
-        row.level,
-        0,
-        0,
-        asset=asset,
-        asset_ms=asset_ms or None,
-        hazard=row.hazard,
-        phrases=tuple(row.phrases),
-        drill=row.mode is EmergencyMode.DRILL,
-        nature=row.nature.value,
-        tone_ms=row.tone_ms,
-        times=row.times,
-        gap_ms=row.gap_ms,
-    )
-    whole = timedelta(milliseconds=rules_of_rounds.score(said).length_ms)
-    return min(whole, timedelta(minutes=row.expires_min))
+    """How long one round of it takes on every node."""
+    return min(round_length(body_of(session, row)), timedelta(minutes=row.expires_min))
 
 
 def _approved(session: Session, actor: Actor, bulletin_id: str, language: str, now: datetime) -> tuple[str, str]:

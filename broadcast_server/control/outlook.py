@@ -17,6 +17,7 @@ from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.clashes import Neighbourhood, Sound, reason_between
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain import policy as policies
+from broadcast_server.domain.alarm import on_air
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import Invalid, NotFound
@@ -25,7 +26,6 @@ from broadcast_server.domain.policy import Violation
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
 from broadcast_server.store import emergencies, places, schedules
-from broadcast_server.store.emergencies import AlertSpan
 from broadcast_server.store.schedules import ScheduledEntry
 from broadcast_server.store.session import Session
 from broadcast_server.store.words import ScheduleKind
@@ -151,17 +151,25 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
         until = None if stopped.released_at is None else local_text(stopped.released_at)
         told |= {"rule": "stop_all", "winner_id": stopped.id, "until": until}
         return answer("explain_stop_all", {"unit_id": stopped.unit_id, "since": local_text(stopped.since)})
-    alarm = next(iter(emergencies.alerts_at(session, around.tree.ancestors(unit_id, around.on), at)), None)
-    if alarm is not None:
-        told |= {"rule": "emergency", "winner_id": alarm.emergency_id, "unit_id": alarm.unit_id}
-        facts = {"title": _title_of(alarm), "level": alarm.level, "until": local_text(alarm.until)}
+    alerts = emergencies.alerts_at(session, around.tree.ancestors(unit_id, around.on), at)
+    warning = on_air([span.body for span in alerts], at)
+    if warning is not None:
+        alert_id, round_end = warning
+        span = next(span for span in alerts if span.body["alert_id"] == alert_id)
+        told |= {"rule": "emergency", "winner_id": span.emergency_id, "unit_id": span.unit_id}
+        facts = {
+            "title": span.title,
+            "level": span.level,
+            "until": local_text(min(round_end, span.until)),
+            "in_force_until": local_text(span.until),
+        }
         if sounding is not None:
             facts["loser_title"] = sounding.title
-        refused = _reason_of(reported, f"{ALERT}{alarm.emergency_id}")
+        refused = _reason_of(reported, f"{ALERT}{alert_id}")
         if refused is not None:
             told |= {"rule": refused}
             return answer(f"node_{refused}", facts)
-        return answer("explain_drill" if alarm.body.get("drill") else "explain_emergency", facts)
+        return answer("explain_drill" if span.body.get("drill") else "explain_emergency", facts)
     if sounding is not None:
         facts = {"title": sounding.title, "start": local_text(sounding.start), "end": local_text(sounding.end)}
         refused = _reason_of(reported, sounding.entry_id)
@@ -213,10 +221,6 @@ def _until(around: Neighbourhood, cluster_id: str, at: datetime, reason: str, so
     if reason == Why.DAY_MINUTES:
         return datetime.combine(places.local_date(at) + _DAY, time(0), LOCAL)
     return sounding.end
-
-
-def _title_of(alarm: AlertSpan) -> str:
-    return str(alarm.body.get("text") or alarm.body.get("hazard") or alarm.body.get("nature") or alarm.emergency_id)
 
 
 def _first_loser(losers: Sequence[Missing]) -> dict[str, Any]:

@@ -210,6 +210,11 @@ class AlertSpan:
     issued_at: datetime
     until: datetime
 
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return str(self.body.get("text") or self.body.get("hazard") or self.body.get("nature") or self.emergency_id)
+
 
 def alerts_at(session: Session, path: Collection[str], at: datetime) -> list[AlertSpan]:
     """Emergencies of a place or of what lies above it that were in force at an instant; the gravest, newest first."""

@@ -167,6 +167,8 @@ async def test_what_is_wrong_is_named_with_its_field_and_fix(village: Village) -
         (real(message=Message(text="   ")), "emergency_says_nothing", "message"),
         (real(message=Message(text="x" * 3_000)), "text_too_long", "message.text"),
         (real(message=Message(text="Lũ", voice="robot")), "not_a_choice", "message.voice"),
+        (real(message=Message(hazard="dragon")), "not_a_choice", "message.hazard"),
+        (real(message=Message(hazard="flood", phrases=("evacuate", "hello"))), "not_a_choice", "message.phrases[1]"),
         (real(reason=" "), "reason_missing", "reason"),
         (real(expires_min=1_441), "out_of_range", "expires_min"),
         (real(rounds=Rounds(tone_ms=3_999)), "out_of_range", "rounds.tone_ms"),
@@ -374,19 +376,21 @@ async def test_explain_names_the_alarm_as_winner_its_rule_and_until_when(village
         village.desk, LAN, scheduling.NewSchedule(DONG, ContentKind.BULLETIN, bulletin, once(at(9, 5)))
     )
     await village.clock.advance(10 * 60)
-    view = await emergency.launch(village.desk, MINH, real(expires_min=15))
+    view = await emergency.launch(village.desk, MINH, real(rounds=Rounds(times=2, every_min=10), expires_min=15))
     cluster = f"c1-{DONG}"
 
-    told = await outlook.explain(village.desk, LAN, cluster, at(9, 12))
+    told = await outlook.explain(village.desk, LAN, cluster, at(9, 10, 5))
     assert told.code == "explain_emergency"
-    assert told.facts["until"] == "2026-06-01T09:25:00+07:00"
+    assert told.facts["in_force_until"] == "2026-06-01T09:25:00+07:00"
+    assert "2026-06-01T09:10:10" < told.facts["until"] < "2026-06-01T09:11:00"
     assert (told.facts["rule"], told.facts["winner_id"], told.facts["loser_title"]) == (
         "emergency",
         view.row.id,
         "Lịch tiêm chủng",
     )
-    before = await outlook.explain(village.desk, LAN, cluster, at(9, 8))
-    assert before.code == "explain_sounds"
+    for before_or_between in (at(9, 8), at(9, 15)):
+        assert (await outlook.explain(village.desk, LAN, cluster, before_or_between)).code == "explain_sounds"
+    assert (await outlook.explain(village.desk, LAN, cluster, at(9, 20, 5))).code == "explain_emergency"
     await emergency.stop_all(village.desk, HA, (DONG,), reason="Dừng")
     stopped = await outlook.explain(village.desk, LAN, cluster, at(9, 13))
     assert (stopped.code, stopped.facts["rule"], stopped.facts["until"]) == ("explain_stop_all", "stop_all", None)
