@@ -168,6 +168,9 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         round_s = round_length({**WHO, **told, "drill": True}).total_seconds()
         await asyncio.sleep(max(0.0, round_s + 4.0 - drill.since_s()))
         view = await village.ask("GET", f"/emergencies/{drill.alert_id}", by=village.editor_token)
+        counted = view["counts"]
+        found.check("not every node has the drill", holds=counted["received"] == nodes)
+        found.check(f"{counted['heard']} of {listen} count as heard", holds=counted["heard"] == listen)
         for name in parts:
             found.check(f"{name}: the fleet ended", holds=fleets[name].returncode is None)
         ended = {"reason": "Hết diễn tập (mô phỏng)"}

@@ -116,7 +116,7 @@ class Progress:
 def held(delivery: Delivery, progress: Progress, *, now: datetime) -> Delivery:
     """The node's status names it."""
     received = replace(delivery, received_at=delivery.received_at or now)
-    if progress.rounds > 0:
+    if progress.rounds > 0 and progress.first_at is not None:  # rounds go by on a node without an output too
         return replace(
             _to(received, DeliveryState.HEARD),
             rounds=max(delivery.rounds, progress.rounds),
