@@ -437,6 +437,7 @@ class Firmware:
                     self._pending.setdefault(topic, raw)
                 self._judge(batch, None)
                 self._enter_alerts()
+                self._rerender()
             else:
                 self._judge(batch, now_ms)
                 orders = [self.gate.order(self._orders.popleft(), now_ms) for _ in range(len(self._orders))]
@@ -894,7 +895,8 @@ class Firmware:
             trim_ns = self.situation.config.delay_trim_ms * MS if self.situation.config is not None else 0
             low_ns = server_ns - trim_ns
             before = dac.last_queued()
-            if before is not None and self.book.alerts and abs(low_ns - self._cursor_ns) > SET_NS:
+            is_dated = before is not None and before.server_ns > 0
+            if is_dated and self.book.alerts and abs(low_ns - self._cursor_ns) > SET_NS:
                 self._clock_was_set(low_ns)
             if before is not None and before.kind is Sounding.SOUND and abs(low_ns - self._cursor_ns) < JUMP_NS:
                 low_ns = self._cursor_ns

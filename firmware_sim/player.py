@@ -231,7 +231,7 @@ def _tag(situation: Situation, decision: Decision, now_ms: int) -> Tag | None:
             decision.round_ms or 0,
             decision.round_end_ms or 0,
             SourceKind.RECORDED,
-            asset=alert.asset if decision.why is Why.ALERT else None,  # one tag for all parts of a round
+            asset=alert.asset if alert.asset in situation.alert_assets else None,  # for all parts of a round
             alert_id=decision.alert_id,
             klass=BulletinClass.EMERGENCY,
         )

@@ -558,10 +558,11 @@ def _in_round(air: Air, state: NodeState, now_ms: int) -> Decision:
     at_ms = now_ms - air.round_ms
     part = next(part for part in parts_of(air, state) if at_ms < part.end_ms)
     until_ms = air.round_ms + part.end_ms
-    is_held = alert.asset is None or _held_since_ms(alert, state) is not None
+    stands_in = alert.asset is not None and part.kind is not PartKind.ASSET
+    is_message = any(one.message_ms <= at_ms < one.end_ms for one in rounds.repetitions)
     return Decision(
         DecisionKind.ALERT,
-        Why.ALERT if is_held else Why.ALERT_ASSET_MISSING,
+        Why.ALERT_ASSET_MISSING if stands_in and is_message else Why.ALERT,
         until_ms if air.until_ms is None else min(until_ms, air.until_ms),
         alert_id=alert.alert_id,
         asset=alert.asset if part.kind is PartKind.ASSET else None,

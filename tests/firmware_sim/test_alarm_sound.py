@@ -144,7 +144,7 @@ def test_a_text_alone_is_spoken_from_the_clips_in_the_firmware():
 def test_without_the_recording_the_words_stand_in_and_without_words_the_tone():
     pcm, chunks = play(over_a_programme(FLOOD, ready=frozenset()), SHELF, NOON_MS + 1_000, 10)
     assert len(where(pcm, "flood")) == 1
-    assert whys(chunks) == {Why.ALERT_ASSET_MISSING}
+    assert whys(chunks) == {Why.ALERT, Why.ALERT_ASSET_MISSING}
     bare = FLOOD.model_copy(update={"hazard": None, "phrases": None, "asset_ms": 6_000})
     pcm, _ = play(over_a_programme(bare, ready=frozenset()), SHELF, NOON_MS + 7_000, 6)
     assert set(steps_heard(pcm)) == {660, 880}
