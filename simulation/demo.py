@@ -30,7 +30,18 @@ from rich.table import Table
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.supervise import Child, SystemClock
 from simulation import outage
-from simulation.listening import Recording, StartOf, decode, listen, read_recordings, sound_of, tones
+from simulation.listening import (
+    CutIn,
+    Recording,
+    StartOf,
+    attention,
+    cut_in,
+    decode,
+    listen,
+    read_recordings,
+    sound_of,
+    tones,
+)
 from simulation.samples import sample
 from simulation.source_clients import Mount, SourceClient, find_client, pushing
 from simulation.village import COMMUNE, PULLED, PUSHED, Village, VillageError
@@ -39,11 +50,9 @@ DAY: Final = Path(__file__).parents[1] / "schedules" / "demo-day.yaml"
 NODES: Final = 12
 PLAY_NOW: Final = "play_now"
 STATIONS: Final = {PULLED: ("pull", "station_pull"), PUSHED: ("push", "station_push")}
-HEAD_START: Final = timedelta(seconds=5)
+HEAD_START: Final = timedelta(seconds=8)
 """Between the import and the day's T+00:00:00."""
 LAST_REPORTS_S: Final = 8.0
-_UNTIL: Final = timedelta(seconds=85)
-"""Length of the day."""
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -87,21 +96,25 @@ async def run(seconds: float | None, report: Path | None, folder: Path) -> int:
                 village.nodes(NODES, identity=folder / "nodes", arguments=arguments)
             )
             await village.until_ready(NODES, fleet)
+            bulletin_id = await village.bulletin("Phát ngay mô phỏng", sample(PLAY_NOW).path)
             day = datetime.now(UTC) + HEAD_START
             await village.import_day(DAY, anchor=day)
-            await _play_now(village)
+            await _play_now(village, bulletin_id)
             _greet(village, day, client)
             ends = None if seconds is None else day - HEAD_START + timedelta(seconds=seconds)
-            act = asyncio.create_task(outage.server_and_broker_die(village, day, _say), name="demo.outage")
+            act = asyncio.create_task(outage.play(village, day, _say), name="demo.outage")
             await _watch(village, ends, act)
-            broken = await act
-            broadcasts = await _broadcasts(village, until=day + _UNTIL)
+            broken, emergency = await act
+            broadcasts = await _broadcasts(village)
             expectations = [await _expected(village, each, folder) for each in broadcasts]
             await fleet.terminate()
             verified = await village.command("audit", "verify")
-    told = _judge(broadcasts, expectations, read_recordings(records))
-    told |= {"outage": broken.as_json(), "log_verifies": bool(verified["ok"])}
-    told["ok"] = told["ok"] and told["log_verifies"]
+    recordings = read_recordings(records)
+    told = _judge(broadcasts, expectations, recordings)
+    cut = _cut_in(recordings, emergency)
+    is_cut = len(cut.cut_ms) == len(cut.back_ms) == NODES and not any(cut.relay_ms)
+    told |= {"outage": broken.as_json(), "cut_in": cut.as_json(), "log_verifies": bool(verified["ok"])}
+    told["ok"] = told["ok"] and is_cut and told["log_verifies"]
     _show(told, broadcasts, records, report)
     return 0 if told["ok"] or seconds is None else 1
 
@@ -135,10 +148,10 @@ async def _pusher(village: Village, folder: Path) -> AsyncIterator[str]:
         yield client.value
 
 
-async def _play_now(village: Village) -> None:
-    """The one thing that is not in the day's file: somebody uploads a sound, approves it and presses "phát ngay"."""
-    bulletin_id = await village.bulletin("Phát ngay mô phỏng", sample(PLAY_NOW).path)
-    await village.ask("POST", "/play-now", unit_id=COMMUNE, bulletin_id=bulletin_id, accept_conflicts=True)
+async def _play_now(village: Village, bulletin_id: str) -> None:
+    """The one thing that is not in the day's file: somebody presses "phát ngay", on a slow machine after the next."""
+    form: dict[str, Any] = {"unit_id": COMMUNE, "bulletin_id": bulletin_id, "queue": True, "accept_conflicts": True}
+    await village.ask("POST", "/play-now", **form)
 
 
 def _greet(village: Village, day: datetime, client: str) -> None:
@@ -176,7 +189,7 @@ async def _watch(village: Village, ends: datetime | None, act: asyncio.Task[Any]
             await asyncio.wait_for(stop.wait(), 1.0)
 
 
-async def _broadcasts(village: Village, *, until: datetime) -> list[Broadcast]:
+async def _broadcasts(village: Village) -> list[Broadcast]:
     """What the play log holds, once every line is judged; at most `LAST_REPORTS_S` are waited for."""
     clock = SystemClock()
     deadline_s = clock.monotonic() + LAST_REPORTS_S
@@ -189,8 +202,7 @@ async def _broadcasts(village: Village, *, until: datetime) -> list[Broadcast]:
             if page["next"] is None:
                 break
             cursor = f"&cursor={page['next']}"
-        is_complete = datetime.now(UTC) >= until and not any(line["verdict"] == "unknown" for line in lines)
-        if is_complete or clock.monotonic() > deadline_s:
+        if not any(line["verdict"] == "unknown" for line in lines) or clock.monotonic() > deadline_s:
             break
         await clock.sleep(0.5)
     by_broadcast: dict[str, list[Mapping[str, Any]]] = {}
@@ -203,7 +215,11 @@ async def _broadcasts(village: Village, *, until: datetime) -> list[Broadcast]:
 
 
 async def _expected(village: Village, broadcast: Broadcast, folder: Path) -> StartOf:
-    """How to know this broadcast by ear: a relay by its station's tones, a recording by its own sound."""
+    """How to know this broadcast by ear: a relay by its station's tones, an emergency by its danger's attention tone, a
+    recording by its own sound.
+    """
+    if broadcast.first["kind"] == "emergency":
+        return attention(outage.HAZARD, broadcast.start)
     feed_id = broadcast.first["feed_id"]
     if feed_id is not None:
         name = next(name for name, known in village.feeds.items() if known == feed_id)
@@ -231,6 +247,8 @@ def _judge(
             {
                 "id": first["broadcast_id"],
                 "kind": first["kind"],
+                "title": first["title"],
+                "starts_at": first["starts_at"],
                 **ingest,
                 **listen(recordings, broadcast.start, expected).as_json(),
                 "underruns": sum(play["underruns"] for play in broadcast.plays),
@@ -238,9 +256,18 @@ def _judge(
             }
         )
     kinds = [(each["kind"], each.get("ingest")) for each in told]
-    wanted = [("announcement", None), ("play_now", None), ("relay", "pull"), ("relay", "push")]
+    wanted = [("announcement", None), ("play_now", None), ("relay", "pull"), ("relay", "push"), ("emergency", None)]
     is_heard = all(each["nodes_heard"] == each["nodes_planned"] == NODES for each in told)
     return {"ok": is_heard and all(kind in kinds for kind in wanted), "broadcasts": told}
+
+
+def _cut_in(recordings: Sequence[Recording], emergency: outage.Emergency) -> CutIn:
+    relay = sample(STATIONS[PULLED][1]).tones
+    if relay is None:
+        raise VillageError("the pulled station has no tones")
+    tone = attention(outage.HAZARD, emergency.asked_at)
+    over_at = emergency.launched_at + timedelta(milliseconds=emergency.round_ms)
+    return cut_in(recordings, tone, relay, emergency.asked_at, over_at)
 
 
 def _ingest_of(title: str) -> str:

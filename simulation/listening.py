@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firmware_sim.ear import Pcm, heard
+from speaker_protocol.hazards import HAZARDS, TONES
 
 RATE_HZ: Final = 48_000
 LISTEN_AROUND_NS: Final = 3_000_000_000
@@ -31,6 +32,12 @@ _SLOW: Final = 6
 """Recordings are compared at 8 kHz, so that a clock that drifts by 50 ppm does not spoil the likeness."""
 _PROBE_S: Final = 3.0
 _LIKENESS: Final = 0.6
+_EARLY_NS: Final = 100_000_000
+_TONE_WINDOW: Final = 2_400
+_TONE_HOP: Final = 240
+_TONE_SHARE: Final = 0.8
+"""Share of a window's power in the one tone of the pattern that sounds then."""
+_TONE_POWER: Final = 200.0**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,72 @@ def tones(pair: tuple[int, int], start: datetime, end: datetime) -> StartOf:
         return min(sound.start_ns for sound in right)
 
     return start_of
+
+
+def attention(hazard: str, after: datetime) -> StartOf:
+    """The first attention tone of a danger after an instant."""
+    wanted = [hertz for hertz, _ in TONES[HAZARDS[hazard].pattern] if hertz]
+    after_ns = to_ns(after)
+
+    def start_of(recording: Recording) -> int | None:
+        pcm, first_ns = recording.part(after_ns, after_ns + 3 * LISTEN_AROUND_NS)
+        count = (len(pcm) - _TONE_WINDOW) // _TONE_HOP + 1
+        if count <= 0:
+            return None
+        waves = np.lib.stride_tricks.sliding_window_view(pcm, _TONE_WINDOW)[::_TONE_HOP].astype(np.float64)
+        phase = 2j * np.pi / RATE_HZ * np.outer(np.arange(_TONE_WINDOW), np.asarray(wanted, dtype=np.float64))
+        power = (waves**2).mean(axis=1)
+        share = (np.abs(waves @ np.exp(-phase)).max(axis=1) * 2 / _TONE_WINDOW) ** 2 / 2 / np.maximum(power, 1.0)
+        loud = np.flatnonzero((share > _TONE_SHARE) & (power > _TONE_POWER))
+        return None if not len(loud) else first_ns + round(float(loud[0]) * _TONE_HOP * 1e9 / RATE_HZ)
+
+    return start_of
+
+
+@dataclass(frozen=True, slots=True)
+class CutIn:
+    """What an emergency did to a relay that sounded: all from the nodes that sounded its tone."""
+
+    cut_ms: tuple[float, ...]
+    """From the request to the first tone."""
+    relay_ms: tuple[float, ...]
+    """Of the relay, between the first tone and the end of the round."""
+    back_ms: tuple[float, ...]
+    """From the end of the round to the relay again; only of nodes where it came back."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the demo reports it."""
+        return {
+            "nodes_cut": len(self.cut_ms),
+            "cut_ms_p99": percentile(self.cut_ms, 99),
+            "relay_ms_during_it": round(sum(self.relay_ms), 1),
+            "nodes_handed_back": len(self.back_ms),
+            "handed_back_ms_p99": percentile(self.back_ms, 99),
+        }
+
+
+def cut_in(
+    recordings: Sequence[Recording], tone: StartOf, relay: tuple[int, int], asked_at: datetime, over_at: datetime
+) -> CutIn:
+    """How an emergency, asked for at an instant, took the air from a relay until its round was over, and gave it back.
+
+    The relay may be heard again a tenth of a second early: a node's round begins by the node's own clock.
+    """
+    cut_ms, relay_ms, back_ms = [], [], []
+    asked_ns, over_ns = to_ns(asked_at), to_ns(over_at)
+    for recording in recordings:
+        start_ns = tone(recording)
+        if start_ns is None:
+            continue
+        cut_ms.append((start_ns - asked_ns) / 1e6)
+        pcm, first_ns = recording.part(start_ns, over_ns + LISTEN_AROUND_NS)
+        sounds = [sound for sound in heard(pcm, first_ns) if sound.pair == relay]
+        until_ns = over_ns - _EARLY_NS
+        relay_ms.append(sum(max(0, min(sound.end_ns, until_ns) - sound.start_ns) for sound in sounds) / 1e6)
+        after = [sound.start_ns for sound in sounds if sound.end_ns > over_ns]
+        if after:
+            back_ms.append(max(0, min(after) - over_ns) / 1e6)
+    return CutIn(tuple(cut_ms), tuple(relay_ms), tuple(back_ms))
 
 
 def sound_of(reference: Pcm, start: datetime) -> StartOf:

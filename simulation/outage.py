@@ -14,11 +14,22 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from broadcast_server.supervise import SystemClock
-from simulation.village import Village, VillageError
+from simulation.village import COMMUNE, PROVINCE, PULLED, Village, VillageError
+from speaker_protocol.messages import AlertBody
+from speaker_protocol.rounds import score
+from speaker_protocol.rules import Level
 
 KILLED: Final = timedelta(seconds=52)
-"""All from the day's beginning."""
-STARTED_AGAIN: Final = timedelta(seconds=57)
+"""From the day's beginning, like the next."""
+STARTED_AGAIN: Final = timedelta(seconds=56)
+RELAY_AFTER: Final = timedelta(seconds=7)
+"""Once the server is back, however long that took."""
+RELAY_LENGTH: Final = timedelta(seconds=18)
+LAUNCHED: Final = timedelta(seconds=5)
+"""From the relay's beginning."""
+HAZARD: Final = "flood"
+PHRASE: Final = "go_to_high_ground"
+TONE_MS: Final = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,21 @@ class Outage:
         }
 
 
+async def play(village: Village, day: datetime, say: Callable[[str], None]) -> tuple[Outage, Emergency]:
+    """The whole act: when the server was dead, and the emergency. Raises `VillageError`."""
+    outage = await server_and_broker_die(village, day, say)
+    relay = outage.back_at + RELAY_AFTER
+    await village.schedule(
+        feed_id=village.feeds[PULLED],
+        name="Tiếp âm nguồn kéo, lần hai",
+        starts_at=relay,
+        length_s=RELAY_LENGTH.total_seconds(),
+    )
+    emergency = await an_emergency_cuts_in(village, relay + LAUNCHED, say)
+    await _until(SystemClock(), relay + RELAY_LENGTH)
+    return outage, emergency
+
+
 async def server_and_broker_die(village: Village, day: datetime, say: Callable[[str], None]) -> Outage:
     """Kill both at their minute of the day and start the server again; when that was. Raises `VillageError`."""
     clock = SystemClock()
@@ -52,6 +78,47 @@ async def server_and_broker_die(village: Village, day: datetime, say: Callable[[
     await village.start_server()
     say("máy chủ đã chạy lại / the server is back")
     return Outage(killed_at, clock.now())
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """One round, asked for by a person at `asked_at` and launched by the server at `launched_at`."""
+
+    asked_at: datetime
+    launched_at: datetime
+    round_ms: int
+
+
+async def an_emergency_cuts_in(village: Village, at: datetime, say: Callable[[str], None]) -> Emergency:
+    """The province's editor launches *khẩn cấp*, one short round. Raises `VillageError`."""
+    clock = SystemClock()
+    await _until(clock, at)
+    asked_at = clock.now()
+    made = await village.ask(
+        "POST",
+        "/emergencies",
+        by=village.editor_token,
+        unit_id=PROVINCE,
+        units=[COMMUNE],
+        mode="real",
+        confirm="KHẨN CẤP",
+        message={"hazard": HAZARD, "phrases": [PHRASE]},
+        rounds={"tone_ms": TONE_MS, "times": 1},
+        expires_min=5,
+        reason="Trình diễn, mô phỏng",
+    )
+    say("tin khẩn cấp (mô phỏng) / emergency launched")
+    body = AlertBody(
+        alert_id="round",
+        level=Level.EMERGENCY_UPPER,
+        issued_ms=0,
+        expires_ms=1,
+        hazard=HAZARD,
+        phrases=(PHRASE,),
+        tone_ms=TONE_MS,
+        times=1,
+    )
+    return Emergency(asked_at, datetime.fromisoformat(made["launched_at"]), score(body).length_ms)
 
 
 async def _until(clock: SystemClock, instant: datetime) -> None:
