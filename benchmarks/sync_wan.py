@@ -93,8 +93,8 @@ async def _play(
     await sky.close()
     found: dict[int, list[float]] = {}
     for microphone in sky.microphones.values():
-        for at_ns in microphone.pulses():
-            second, error_ms = _error(at_ns, start_ms)
+        for pulse in microphone.pulses():
+            second, error_ms = _error(pulse.at_ns, start_ms)
             found.setdefault(second, []).append(error_ms)
     return found, clocks
 

@@ -13,7 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -39,13 +39,19 @@ _ASYMMETRY: Final = 0.1
 _FITS: Final = 3
 """Passes of the fit: who is quick depends on the slope."""
 _SLOPE_PRIOR: Final = 1.0 / (CRYSTAL_PPM * 1e-6) ** 2
-_STEEPEST: Final = 2 * CRYSTAL_PPM * 1e-6
+_STEEPEST: Final = 300e-6
+"""A crystal that is further off is broken; the prior holds good ones near 0."""
 _SLEW_PER_NS: Final = 0.002
 _SLEW_WITHIN_NS: Final = 8 * SECOND
-_FITTED_SPAN_NS: Final = 30 * SECOND
 GOOD_NS: Final = 2 * MS
 """An estimate this good needs no hurry."""
 HOLDOVER_AFTER_NS: Final = 60 * SECOND
+BUILT_NS: Final = 1_767_225_600 * SECOND
+"""1 January 2026, before this firmware was built: no time before it is believed of a device's clock."""
+LONGEST_OFF_NS: Final = 60 * 86_400 * SECOND
+_STEADIEST_PPM: Final = 5.0
+"""What a fitted slope is worth at best: crystals follow the weather."""
+_CONTRADICTED_FOR_NS: Final = 600 * SECOND
 
 
 class TrueTime(Protocol):
@@ -182,6 +188,9 @@ class Discipline:
         self._error_ns = 0.0
         self._last_ns: int | None = None
         self._surprises = 0
+        self._ppm = CRYSTAL_PPM
+        self._contradiction_ns = 0.0
+        self._contradicted_ns: int | None = None
         self.steps = 0
 
     @property
@@ -194,10 +203,38 @@ class Discipline:
         """How many answers were taken since power-on."""
         return self._heard
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether a signed answer has come since power-on; before it the time is the device clock's word alone."""
+        return self._heard > 0
+
+    def is_contradicted(self, device_ns: int) -> bool:
+        """Whether two sources contradicted each other lately."""
+        at_ns = self._contradicted_ns
+        return at_ns is not None and 0 <= device_ns - at_ns <= _CONTRADICTED_FOR_NS
+
+    def jumped(self, by_ns: int) -> None:
+        """The device's clock jumped and its crystal says by how much: what is known moves along, time does not."""
+        self._exchanges = deque(
+            (replace(one, asked_ns=one.asked_ns + by_ns, arrived_ns=one.arrived_ns + by_ns) for one in self._exchanges),
+            maxlen=self._exchanges.maxlen,
+        )
+        if self._line is not None:
+            self._line = replace(self._line, at_ns=self._line.at_ns + by_ns, offset_ns=self._line.offset_ns - by_ns)
+        self._slew_from_ns += by_ns
+        if self._last_ns is not None:
+            self._last_ns += by_ns
+        if self._contradicted_ns is not None:
+            self._contradicted_ns += by_ns
+
     def recall(self, remembered: Remembered, device_ns: int) -> bool:
-        """Begin with what was known before a reboot, if the device's clock is not behind it and at most 60 days on."""
+        """Begin with what was known before a reboot, if that is plausible.
+
+        The device's clock must not be behind what was written down last (a dead battery shows 1970 or 2000), at most
+        60 days on, and nobody lives before the firmware was built. False: the time is unknown.
+        """
         age_ns = device_ns - remembered.device_ns
-        if not 0 <= age_ns <= 60 * 86_400 * SECOND:
+        if not 0 <= age_ns <= LONGEST_OFF_NS or device_ns + remembered.offset_ns < BUILT_NS:
             return False
         self._line = _Line(remembered.device_ns, remembered.offset_ns, remembered.slope)
         self._error_ns = remembered.uncertainty_ms * MS
@@ -219,15 +256,20 @@ class Discipline:
         if not 0 <= exchange.delay_ns <= MAX_DELAY_NS:
             return False
         now_ns = exchange.arrived_ns
-        if self._line is not None and self._exchanges:
+        if self._line is not None:
             surprise_ns = abs(exchange.offset_ns - self._line.offset(exchange.middle_ns))
-            if surprise_ns > exchange.delay_ns / 2 + 20 * MS:
+            doubt_ns = exchange.delay_ns / 2 + 20 * MS
+            bound_ns = doubt_ns + self.uncertainty_ms(now_ns) * MS
+            if surprise_ns > (doubt_ns if self._exchanges else bound_ns):
+                if surprise_ns > bound_ns:  # two sources contradict each other: nobody is believed within less
+                    self._contradiction_ns, self._contradicted_ns = surprise_ns, now_ns
                 # Once may be a stall on the way; twice in a row, the device's clock jumped and the past is worthless.
                 self._surprises += 1
                 if self._surprises < 2:
                     return False
                 self._exchanges.clear()
         self._surprises = 0
+        self._contradiction_ns = 0.0
         self._exchanges.append(exchange)
         self._heard += 1
         while now_ns - self._exchanges[0].arrived_ns > WINDOW_NS:
@@ -257,7 +299,7 @@ class Discipline:
         rows = [(one.arrived_ns - now_ns, one.sent_ns - one.arrived_ns - base_ns) for one in self._exchanges]
         down_x, down_y = np.array(rows, np.float64).T
         slope = 0.0 if self._line is None else self._line.slope
-        weight = 0.0
+        weight, spread = 0.0, _SLOPE_PRIOR
         for _ in range(_FITS):
             up, down = up_y - slope * up_x, down_y - slope * down_x
             floor_ns = _JITTER_FLOOR_NS + _ASYMMETRY * (up.min() - down.max())
@@ -266,8 +308,10 @@ class Discipline:
                 _border(down_x, down_y, down.max() - down + floor_ns),
             ]
             weight = min(border[2] for border in fitted)
-            slope = sum(border[1] for border in fitted) / (sum(border[0] for border in fitted) + _SLOPE_PRIOR)
+            spread = sum(border[0] for border in fitted) + _SLOPE_PRIOR
+            slope = sum(border[1] for border in fitted) / spread
             slope = min(max(slope, -_STEEPEST), _STEEPEST)
+        self._ppm = min(CRYSTAL_PPM, _STEADIEST_PPM + 3e6 / math.sqrt(spread))
         low, high = (down_y - slope * down_x).max(), (up_y - slope * up_x).min()
         # Asymmetry of the quickest ways cannot be seen from here: half the corridor stays in the error.
         self._error_ns = max(0.0, float(high - low)) / 2 + 1.0 / math.sqrt(weight)
@@ -294,10 +338,9 @@ class Discipline:
         """How wrong the estimate may be; grows with the age of the last answer."""
         if self._line is None or self._last_ns is None:
             return 0.0
-        span_ns = self._exchanges[-1].middle_ns - self._exchanges[0].middle_ns if self._exchanges else 0
-        ppm = CRYSTAL_PPM / 10 if span_ns >= _FITTED_SPAN_NS else CRYSTAL_PPM
         age_ns = max(0, device_ns - self._last_ns)
-        return (self._error_ns + age_ns * ppm * 1e-6 + abs(self._slewing_ns(device_ns))) / MS
+        own_ns = self._error_ns + age_ns * self._ppm * 1e-6 + abs(self._slewing_ns(device_ns))
+        return max(own_ns, self._contradiction_ns) / MS
 
     def source(self, device_ns: int) -> ClockSource:
         """Where the time comes from now."""

@@ -23,16 +23,18 @@ import structlog
 from firmware_sim.alarm_book import AlarmBook
 from firmware_sim.assets import AssetKeeper, Lane, Wanted
 from firmware_sim.boots import Boots, Return, return_of
-from firmware_sim.clock import MS, SECOND, DeviceClock, Discipline, Exchange, TrueTime
+from firmware_sim.clock import MS, SECOND, STEP_NS, DeviceClock, Discipline, Exchange, TrueTime
 from firmware_sim.decoder import AssetSound, DecodeCache, Offload, SoundLibrary
 from firmware_sim.dry import DryCard, Witness
 from firmware_sim.faultpoints import Point, faultpoint
 from firmware_sim.health import TRUSTED_WITHIN_MS, Machine, Signs, machine
 from firmware_sim.jitter import StreamReceiver
+from firmware_sim.lateness import Because, Marks, lateness
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.link import Link
 from firmware_sim.output import Dac, Horn, Played, Recorder, join
 from firmware_sim.pace import FIELD, Pace, sleep_or
+from firmware_sim.past import PAST_FILE, Past
 from firmware_sim.phrases import PhraseBook, burned_in
 from firmware_sim.player import (
     SAMPLE_RATE_HZ,
@@ -229,6 +231,10 @@ class Firmware:
         self._slots = Slots(box.disk)
         self._saving = asyncio.Lock()
         self._is_unsaved = False
+        self.past = Past()
+        self.marks = Marks()
+        self._woke_ns = 0
+        self._apart_ns = box.clock.now_ns() - box.clock.crystal_ns()
         self.boots = Boots((box.clock.now_ns(),))
         self._fit: dict[str, set[Key]] = {}
         """For which occurrences an asset's bytes were checked, by hash."""
@@ -337,8 +343,11 @@ class Firmware:
             watermarks=self._memory.watermarks,
             bodies=self._kit.bodies,
         )
-        if self._memory.clock is not None:
-            self.clock.recall(self._memory.clock, self._box.clock.now_ns())
+        self._woke_ns = self._box.clock.crystal_ns()
+        self._apart_ns = self._box.clock.now_ns() - self._woke_ns
+        if self._memory.clock is not None and self.clock.recall(self._memory.clock, self._box.clock.now_ns()):
+            self.marks.woke_ms = self.clock.server_ns(self._box.clock.now_ns()) // MS
+        self.past.load(await offload(lambda: self._box.disk.read(PAST_FILE)))
         remembered = self._memory.log_head
         await offload(lambda: self.log.load(remembered))
         await self._save()  # this power-on counts even if the next dip comes at once
@@ -370,6 +379,7 @@ class Firmware:
     # -- what arrives -------------------------------------------------------------------------------------------------
 
     def _arrived(self, topic: str, payload: bytes) -> None:
+        self._notice_jump()
         device_ns = self._box.clock.now_ns()
         if self._box.faultline.garble and payload:
             self._box.faultline.garble -= 1
@@ -412,10 +422,11 @@ class Firmware:
             if asked_ns is None or asked_ns != answer.asked_ns:
                 self.gate.count("unasked_time")
                 return
-            was_known = self.clock.is_known
+            before_ns = self.clock.server_ns(device_ns) if self.clock.is_known else None
+            self.catch_up()  # what was due until now was due by the time believed until now
             self.clock.take(Exchange(asked_ns, answer.received_ns, answer.sent_ns, device_ns))
-            if not was_known and self.clock.is_known:
-                self._inbox.set()
+            if self.clock.is_known:
+                self._time_moved(before_ns, self.clock.server_ns(device_ns))
 
     async def _read_inbox(self) -> None:
         while True:
@@ -572,6 +583,8 @@ class Firmware:
         if plan is None:
             return False
         self.plan = self.situation.plan = plan
+        if now_ms is not None:
+            self.marks.plan_ms = now_ms
         self.situation.max_class = plan.max_class
         return True
 
@@ -628,8 +641,52 @@ class Firmware:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
+    def _notice_jump(self) -> None:
+        """A jump of the device's clock is seen by the crystal beside it, and taken out before anybody asks."""
+        clock = self._box.clock
+        apart_ns = clock.now_ns() - clock.crystal_ns()
+        by_ns, self._apart_ns = apart_ns - self._apart_ns, apart_ns
+        if abs(by_ns) > MS:
+            self.clock.jumped(by_ns)
+            self._questions.clear()
+            self._memory.clock = self.clock.remember(clock.now_ns())
+            self._is_unsaved = True
+            log.warning("clock.jumped", node_id=self.node_id, by_ms=round(by_ns / MS))
+
+    def _time_moved(self, before_ns: int | None, now_ns: int) -> None:
+        """What follows from a new idea of the time: nothing is played twice, nothing after the fact."""
+        if before_ns is None:
+            self.marks.knew_ms = now_ns // MS
+            self.marks.woke_ms = (now_ns - (self._box.clock.crystal_ns() - self._woke_ns)) // MS
+            self._inbox.set()
+            return
+        by_ns = now_ns - before_ns
+        if abs(by_ns) < STEP_NS:
+            return
+        log.warning("clock.stepped", node_id=self.node_id, by_ms=round(by_ns / MS))
+        self.marks.stepped_ms = now_ns // MS
+        account = self.ledger.current
+        if account is not None and account.is_started and account.tag.alert_id is None:
+            self.past.heard(account.tag.key, account.last_ms, is_over=True)
+        if by_ns > 0 and self.plan is not None:
+            for segment in self.past.skip(self.plan.segments, before_ns // MS, now_ns // MS):
+                self._report(
+                    wire.ReportKind.NOT_SOUNDED,
+                    segment.entry_id,
+                    segment.start_ms,
+                    now_ns // MS,
+                    source=segment.source,
+                    asset=segment.asset,
+                    stream=segment.stream,
+                    reason=Why.CLOCK_STEPPED.value,
+                )
+        self._silent_until_ns = None
+        self._status_due = True
+        self._rerender()
+
     def _now_ms(self) -> int | None:
         """Server time as the node believes it; None while it must not be trusted."""
+        self._notice_jump()
         device_ns = self._box.clock.now_ns()
         if not self.clock.is_known or self.clock.uncertainty_ms(device_ns) > TRUSTED_WITHIN_MS:
             return None
@@ -857,6 +914,7 @@ class Firmware:
     def _tick(self) -> float:
         dac = self.dac
         assert dac is not None  # noqa: S101  only called with one
+        self._notice_jump()
         dac.run()
         is_full = self._fill(dac)
         # Half a block of play: the nodes of a fleet must not all be late because they all wake at once.
@@ -945,6 +1003,7 @@ class Firmware:
         situation.uncertainty_ms = self.clock.uncertainty_ms(device_ns)
         situation.is_clock_trusted = self.clock.is_known and situation.uncertainty_ms <= TRUSTED_WITHIN_MS
         was_muted = situation.muted is not None
+        situation.barred = self.past.barred(server_ns // MS)
         situation.muted = Why.POWER_LOW if self._box.is_power_low() else None
         if was_muted and situation.muted is None:
             self.book.rejoin(situation.state(), server_ns // MS)
@@ -962,6 +1021,8 @@ class Firmware:
         """What a power cut interrupted goes on at the wall clock's offset, or is told as unfinished."""
         interrupted, self.log.interrupted = self.log.interrupted, {}
         for (entry_id, start_ms), heard_ms in interrupted.items():
+            if now_ms < start_ms and not entry_id.startswith("alert:"):  # the clock fell back while the power was off
+                self.past.heard((entry_id, start_ms), start_ms + heard_ms, is_over=True)
             if entry_id.startswith("alert:"):
                 self.ledger.carried[entry_id, start_ms] = heard_ms  # the alert set says whether it goes on
                 continue
@@ -1059,6 +1120,7 @@ class Firmware:
 
     def _tick_without_output(self) -> float:
         """The output that has no samples: a dry card's durations, or nothing at all; how long it may sleep."""
+        self._notice_jump()
         device_ns = self._box.clock.now_ns()
         if not self.clock.is_known:
             if self._dry is not None:
@@ -1107,6 +1169,16 @@ class Firmware:
                 self._memory.begun = [*self._memory.begun[-99:], line.tag.entry_id]
                 self._is_memory_due = True
         trim_ms = self.situation.config.delay_trim_ms if self.situation.config is not None else 0
+        late_ms, because = None, line.reason
+        if line.tag.alert_id is None:
+            is_start = line.kind is wire.ReportKind.STARTED
+            self.past.heard(line.tag.key, line.at_ms, is_over=not is_start)
+            if is_start:
+                account = self.ledger.current
+                trouble = account.trouble if account is not None else None
+                late_ms, because = lateness(line.tag.start_ms, line.at_ms, trouble, self.marks)
+                if because is None and not self.clock.is_confirmed:
+                    because = Because.CLOCK_UNCONFIRMED
         self._report(
             line.kind,
             line.tag.entry_id,
@@ -1118,7 +1190,8 @@ class Firmware:
             stream=line.tag.stream,
             underruns=line.underruns,
             level_dbfs=line.level_dbfs,
-            reason=line.reason,
+            late_ms=late_ms,
+            reason=because,
             opens=line.tag.key if line.kind is wire.ReportKind.STARTED else None,
             closes=line.tag.key if line.kind is not wire.ReportKind.STARTED else None,
         )
@@ -1162,7 +1235,19 @@ class Firmware:
             if self._is_memory_due:
                 await self._save()
             await self.log.store()
+            await self._store_past()
             self._send_reports()
+
+    async def _store_past(self) -> None:
+        lines = self.past.take_unwritten()
+        if not lines:
+            return
+        disk, is_long = self._box.disk, self.past.is_long
+        whole = self.past.dump() if is_long else b""
+        try:
+            await self._flash(lambda: disk.replace(PAST_FILE, whole) if is_long else disk.append(PAST_FILE, lines))
+        except OSError:
+            self.gate.count("disk_full")  # the log above told it, and the next line tells it again
 
     def _send_reports(self) -> None:
         topic = str(NodeReport(self.node_id))
@@ -1219,6 +1304,8 @@ class Firmware:
                 is_up=self.link.is_up,
                 clock=self.clock.source(device_ns),
                 uncertainty_ms=self.clock.uncertainty_ms(device_ns),
+                is_clock_confirmed=self.clock.is_confirmed,
+                is_clock_contradicted=self.clock.is_contradicted(device_ns),
                 audio=self._audio(),
                 is_safe_mode=self.boots.is_safe_mode(device_ns),
                 is_power_low=self._box.is_power_low(),

@@ -51,6 +51,8 @@ class Fault(StrEnum):
     POWER_LOW = "power_low"
     CLOCK_UNKNOWN = "clock_unknown"
     CLOCK_UNCERTAIN = "clock_uncertain"
+    CLOCK_UNCONFIRMED = "clock_unconfirmed"
+    CLOCK_CONTRADICTED = "clock_contradicted"
     PLAN_MISSING = "plan_missing"
     PLAN_EXPIRED = "plan_expired"
     ASSET_ROTTEN = "asset_rotten"
@@ -75,6 +77,9 @@ class Signs:
     is_connecting: bool = False
     clock: ClockSource = ClockSource.UNKNOWN
     uncertainty_ms: float = 0.0
+    is_clock_confirmed: bool = True
+    """Whether a signed answer has come since power-on."""
+    is_clock_contradicted: bool = False
     audio: AudioState = AudioState.IDLE
     is_safe_mode: bool = False
     is_power_low: bool = False
@@ -103,6 +108,8 @@ CATALOGUE: Final[Mapping[Fault, Callable[[Signs], bool]]] = MappingProxyType(
         Fault.POWER_LOW: lambda signs: signs.is_power_low,
         Fault.CLOCK_UNKNOWN: lambda signs: signs.clock is ClockSource.UNKNOWN,
         Fault.CLOCK_UNCERTAIN: lambda signs: signs.uncertainty_ms > TRUSTED_WITHIN_MS,
+        Fault.CLOCK_UNCONFIRMED: lambda signs: not signs.is_clock_confirmed and signs.clock is not ClockSource.UNKNOWN,
+        Fault.CLOCK_CONTRADICTED: lambda signs: signs.is_clock_contradicted,
         Fault.PLAN_MISSING: lambda signs: not signs.has_plan,
         Fault.PLAN_EXPIRED: lambda signs: signs.is_plan_over,
         Fault.ASSET_ROTTEN: lambda signs: signs.rotten > 0,

@@ -170,6 +170,7 @@ class Situation:
     heard: Heard | None = None
     begun: dict[str, None] = field(default_factory=dict)
     """Entries begun, the oldest first."""
+    barred: Mapping[tuple[str, int], Why] = field(default_factory=dict)
 
     def state(self) -> NodeState:
         """As `decide` wants it."""
@@ -193,6 +194,7 @@ class Situation:
             clips=self.clips,
             heard=self.heard,
             begun=self.begun.keys(),
+            barred=self.barred,
         )
 
 
@@ -235,8 +237,8 @@ def _tag(situation: Situation, decision: Decision, now_ms: int) -> Tag | None:
             alert_id=decision.alert_id,
             klass=BulletinClass.EMERGENCY,
         )
-    if decision.entry_id is None:
-        return None
+    if decision.entry_id is None or decision.why in {Why.ALREADY_SOUNDED, Why.CLOCK_STEPPED}:
+        return None  # it has its line in the log already
     segment = segment_at(situation.plan, now_ms)
     if segment is None:
         return None

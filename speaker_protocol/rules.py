@@ -424,6 +424,7 @@ class NodeState:
     is_clock_trusted: bool = True
     muted: Why | None = None  # why nothing at all may leave the amplifier now
     held: Why | None = None  # why nothing planned may sound now, emergencies apart
+    barred: Mapping[tuple[str, int], Why] = field(default_factory=dict)  # (entry, start): what a step of time forbids
     given_up: AbstractSet[tuple[str, int]] = frozenset()  # (entry, start) of segments a power cut left unfinished
     uncertainty_ms: float = 0.0  # how wrong its clock may be
     turns: Mapping[str, Turn] = field(default_factory=dict)  # where it is with each alert, by its id
@@ -453,6 +454,8 @@ class Why(enum.StrEnum):
     STOP_ALL = "stop_all"
     NO_PLAN = "no_plan"
     CLOCK_UNKNOWN = "clock_unknown"
+    CLOCK_STEPPED = "clock_stepped"  # time stepped forward over its beginning
+    ALREADY_SOUNDED = "already_sounded"  # time stepped back: it sounded up to a later instant
     PLAN_NOT_YET_VALID = "plan_not_yet_valid"
     PLAN_EXPIRED = "plan_expired"
     NOTHING_PLANNED = "nothing_planned"
@@ -625,6 +628,9 @@ def _refusal(plan: PlanView, segment: SegmentView, state: NodeState, now_ms: int
         return state.held, None
     if (segment.entry_id, segment.start_ms) in state.given_up:
         return Why.POWER_LOST, None
+    barred = state.barred.get((segment.entry_id, segment.start_ms))
+    if barred is not None:
+        return barred, None
     if segment.klass.severity > state.max_klass.severity:
         return Why.CLASS_ABOVE_KEY, None
     if segment.klass is not BulletinClass.EMERGENCY and is_quiet(state.limits, now_ms):

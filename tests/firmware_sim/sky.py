@@ -40,28 +40,40 @@ Delay = Callable[[], float]
 
 PULSE_EVERY = SAMPLE_RATE_HZ
 PULSE_AT = SAMPLE_RATE_HZ // 2
-PULSE_WIDTH = 96
-_PULSE = np.rint(20_000 * np.hanning(PULSE_WIDTH + 1)).astype(np.int16)
-"""Its middle is sample `PULSE_WIDTH / 2`."""
+NARROWEST, WIDER = 48, 8
+"""Width in samples of the pulse of second 0, and by how much each next one is wider."""
+LOWEST, HIGHER = 4_000, 1_500
+"""Peak of recording 0, and by how much each next one is higher."""
+
+
+def _pulse(number: int, second: int) -> Pcm:
+    width = NARROWEST + WIDER * (second % 20)
+    return np.rint((LOWEST + HIGHER * (number % 18)) * np.hanning(width + 1)).astype(np.int16)
 
 
 class Pulses:
-    """An asset's sound: one pulse in the middle of every second, so a microphone can tell when that sample sounded."""
+    """An asset's sound: a pulse in the middle of every second, whose height tells the asset and whose width the second.
+
+    Widths repeat after 20 seconds, heights after 18 assets.
+    """
 
     is_broken = False
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, number: int) -> None:
         self.length = seconds * SAMPLE_RATE_HZ
         self.content: bytes | None = None
+        self._number = number
+        self._pulses = [_pulse(number, second) for second in range(20)]
 
     def read(self, low: int, high: int) -> Pcm:
         pcm = np.zeros(max(0, high - low), np.int16)
-        first = (low - PULSE_AT - PULSE_WIDTH) // PULSE_EVERY
-        for number in range(first, high // PULSE_EVERY + 1):
-            start = number * PULSE_EVERY + PULSE_AT - PULSE_WIDTH // 2
-            begin, end = max(start, low), min(start + len(_PULSE), high, self.length)
+        first = max(0, (low - PULSE_AT) // PULSE_EVERY - 1)
+        for second in range(first, high // PULSE_EVERY + 1):
+            pulse = self._pulses[second % 20]
+            start = second * PULSE_EVERY + PULSE_AT - len(pulse) // 2
+            begin, end = max(start, low), min(start + len(pulse), high, self.length)
             if end > begin >= 0:
-                pcm[begin - low : end - low] = _PULSE[begin - start : end - start]
+                pcm[begin - low : end - low] = pulse[begin - start : end - start]
         return pcm
 
     def is_ready(self, low: int, high: int) -> bool:
@@ -78,12 +90,13 @@ class PulseLibrary:
     """In the place of a decoder."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, int] = {}
+        self.seconds: dict[str, tuple[int, int]] = {}
+        """By asset: its length and its number."""
 
         self._sounds: dict[str, Pulses] = {}
 
     def sound(self, sha256: str) -> Pulses:
-        return self._sounds.setdefault(sha256, Pulses(self.seconds[sha256]))
+        return self._sounds.setdefault(sha256, Pulses(*self.seconds[sha256]))
 
     def give(self, sha256: str, content: bytes) -> Pulses:
         sound = self.sound(sha256)
@@ -91,25 +104,34 @@ class PulseLibrary:
         return sound
 
 
+@dataclass(frozen=True)
+class Heard:
+    """One pulse: the true instant of its middle, and which pulse it is."""
+
+    at_ns: int
+    number: int
+    second: int
+
+
 class Microphone:
-    """In front of one horn, with a perfect clock: when the middle of each pulse came, in true nanoseconds."""
+    """In front of one horn, with a perfect clock."""
 
     def __init__(self) -> None:
         self.sample0_utc_ns = 0
-        self._weight = self._moment = 0.0
+        self._weight = self._moment = self._peak = 0.0
         self._base_ns = self._last_ns = 0
-        self._pulses: list[int] = []
+        self._pulses: list[Heard] = []
 
     def write(self, pcm: Pcm | None, samples: int, first_true_ns: float, rate: float) -> None:
         del samples
         if pcm is None:
             return
-        loud = np.flatnonzero(np.abs(pcm) > 200)
+        loud = np.flatnonzero(pcm > 0)
         if not len(loud):
             return
         per_sample_ns = 1e9 / (SAMPLE_RATE_HZ * rate)
         # A block may hold the end of one pulse and the beginning of the next.
-        for part in np.split(loud, np.flatnonzero(np.diff(loud) > PULSE_WIDTH) + 1):
+        for part in np.split(loud, np.flatnonzero(np.diff(loud) > SAMPLE_RATE_HZ // 100) + 1):
             begin_ns = round(first_true_ns + part[0] * per_sample_ns)
             if begin_ns - self._last_ns > 10_000_000:
                 self._close()
@@ -118,14 +140,18 @@ class Microphone:
             at_ns = first_true_ns - self._base_ns + part * per_sample_ns
             self._weight += float(weights.sum())
             self._moment += float((weights * at_ns).sum())
+            self._peak = max(self._peak, float(weights.max()))
             self._last_ns = round(first_true_ns + part[-1] * per_sample_ns)
 
     def _close(self) -> None:
         if self._weight:
-            self._pulses.append(self._base_ns + round(self._moment / self._weight))
-        self._weight = self._moment = 0.0
+            width = 2 * self._weight / self._peak  # the area of a Hann pulse is half its width
+            number, second = (self._peak - LOWEST) / HIGHER, (width - NARROWEST) / WIDER
+            at_ns = self._base_ns + round(self._moment / self._weight)
+            self._pulses.append(Heard(at_ns, round(number), round(second)))
+        self._weight = self._moment = self._peak = 0.0
 
-    def pulses(self) -> tuple[int, ...]:
+    def pulses(self) -> tuple[Heard, ...]:
         self._close()
         return tuple(self._pulses)
 
@@ -159,6 +185,11 @@ class SkyLink:
             delay_s = self._sky.ways[self.node_id].up()
             self._next_up_s = self._carry(self._next_up_s, delay_s, lambda: self._sky.take(self, topic, payload))
         return self.is_up
+
+    def again(self) -> None:
+        """The network is back: what is retained comes again."""
+        self._retained(list(self.topics))
+        self._on_up()
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """From the broker down to the node."""
@@ -219,6 +250,9 @@ class Sky:
         self.clock_error_ns = 0
         """How much the station's clock is ahead of true time."""
         self.tells_time = True
+        self.wrong_answers = 0
+        """So many of the next answers are wrong, by `wrong_by_ns`."""
+        self.wrong_by_ns = 0
         self.is_open = True
         self.retained: dict[str, bytes] = {}
         self.ways: dict[str, Ways] = {}
@@ -281,7 +315,7 @@ class Sky:
         content = name.encode()
         sha256 = hashlib.sha256(content).hexdigest()
         self._assets[sha256] = (content, seconds * 1000)
-        self.library.seconds[sha256] = seconds
+        self.library.seconds[sha256] = (seconds, len(self.library.seconds))
         return sha256
 
     def config(self, node_id: str, **facts: Any) -> None:
@@ -316,8 +350,11 @@ class Sky:
         match named:
             case topics.NodeTime() if self.tells_time:
                 asked = wire.decode(wire.TimeQuestionBody, payload)
+                wrong_ns = self.wrong_by_ns if self.wrong_answers else 0
+                self.wrong_answers = max(0, self.wrong_answers - 1)
+                now_ns = max(0, self.now_ns + wrong_ns)
                 answer = wire.TimeAnswerBody(
-                    nonce=asked.nonce, asked_ns=asked.sent_ns, received_ns=self.now_ns, sent_ns=self.now_ns
+                    nonce=asked.nonce, asked_ns=asked.sent_ns, received_ns=now_ns, sent_ns=now_ns
                 )
                 link.deliver(str(topics.NodeAck(node_id)), self._seal(self.server, Kind.ACK, node_id, answer))
             case topics.NodeReport():

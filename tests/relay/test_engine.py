@@ -33,9 +33,7 @@ from tests.support.until import until
 class Province:
     """An engine and two stations."""
 
-    def __init__(
-        self, sandbox: Sandbox, bus: LoopbackBus, signer: FileSigner, *, pushed: Ingest | None = None
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, bus: LoopbackBus, signer: FileSigner, *, pushed: Ingest | None = None) -> None:
         self.pushed = pushed
         self.good = Station.of_sample("station_pull", faults=Faults(burst_s=1.0))
         self.bad = Station.of_sample("station_reserve", faults=Faults(burst_s=1.0))
