@@ -77,6 +77,10 @@ AHEAD_S: Final = 1.2
 """What is rendered ahead of the sound card: a late tick shorter than this is not heard. A change rewinds it."""
 PATIENT_S: Final = 0.35
 """While more than this is queued, a hole is not yet a hole: the batch or the stretch may still come."""
+VOICE_PATIENT_S: Final = 0.25
+"""The same for a live voice, whose batches come later before they are due."""
+VOICE_BLOCK_SAMPLES: Final = SAMPLE_RATE_HZ // 10
+"""A live voice is rendered in blocks so short that the end of a batch need not wait for the next one."""
 KEEP_ON_CHANGE_S: Final = 0.12
 """What stays queued when plan or alerts change: the soonest a change can be heard."""
 BLOCK_SAMPLES: Final = SAMPLE_RATE_HZ // 4
@@ -267,6 +271,8 @@ class Firmware:
         self._listening: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._silent_until_ns: int | None = None
         self._dry = DryCard(box.horn) if box.is_dry else None
+        self._awaits_voice = False
+        """Whether the output waits for the next batch of a live voice."""
         self._wake_output = asyncio.Event()
         self._wake_house = asyncio.Event()
         self._remembered_s = 0.0
@@ -410,6 +416,8 @@ class Firmware:
         if self._box.faultline.drop_frames:
             self._box.faultline.drop_frames -= 1
             return
+        if self._awaits_voice:
+            self._wake_output.set()
         receiver.take_batch(payload, device_ns, self.clock.server_ns(device_ns) if self.clock.is_known else None)
 
     def _ack_arrived(self, payload: bytes, device_ns: int) -> None:
@@ -895,10 +903,7 @@ class Firmware:
         while True:
             wait_s = self._tick() if self.dac is not None else self._tick_without_output()
             self._note_decision()
-            if self.dac is not None:
-                await self._kit.true.sleep(wait_s)
-            else:
-                await sleep_or(self._wake_output, wait_s, self._kit.true)
+            await sleep_or(self._wake_output, wait_s, self._kit.true)
 
     def _note_decision(self) -> None:
         """For whoever watches the fleet: what sounds now, or would."""
@@ -918,7 +923,9 @@ class Firmware:
         dac.run()
         is_full = self._fill(dac)
         # Half a block of play: the nodes of a fleet must not all be late because they all wake at once.
-        return min(1.0, max(0.02, dac.ahead_s() - AHEAD_S + self._chance.uniform(0.1, 0.2))) if is_full else 0.1
+        if is_full:
+            return min(1.0, max(0.02, dac.ahead_s() - AHEAD_S + self._chance.uniform(0.1, 0.2)))
+        return max(0.02, dac.ahead_s() - VOICE_PATIENT_S) if self._awaits_voice else 0.1
 
     def _rerender(self) -> None:
         """Something changed: what is queued further ahead than a moment is rendered again."""
@@ -943,6 +950,7 @@ class Firmware:
 
     def _fill(self, dac: Dac) -> bool:
         """Render until enough is queued; False if something is awaited that may still come."""
+        self._awaits_voice = False
         while (ahead_s := dac.ahead_s()) < AHEAD_S:
             device_ns = dac.device_ns(dac.cursor)
             server_ns = self._server_ns(device_ns)
@@ -960,10 +968,14 @@ class Firmware:
                 low_ns = self._cursor_ns
             self._refresh_situation(low_ns, device_ns)
             is_sounding = before is not None and before.kind is Sounding.SOUND
+            segment = segment_at(self.plan, low_ns // MS)
+            is_voice = segment is not None and segment.source == SourceKind.LIVE
             samples = BLOCK_SAMPLES if is_sounding else self._quiet_samples(low_ns)
+            samples = min(samples, VOICE_BLOCK_SAMPLES) if is_voice else samples
             span_ns = samples * SECOND // SAMPLE_RATE_HZ
-            is_final = ahead_s <= PATIENT_S
+            is_final = ahead_s <= (VOICE_PATIENT_S if is_voice else PATIENT_S)
             if not is_final and not self._has_arrived(low_ns + span_ns):
+                self._awaits_voice = is_voice
                 return False
             high_ns = (self._server_ns(device_ns + span_ns) or server_ns + span_ns) - trim_ns
             # The programme is steered, never torn: a sounding block is stretched within limits onto the server's time.
@@ -972,6 +984,7 @@ class Firmware:
             )
             chunks = render(self.situation, self, low_ns, high_ns, samples, is_final=is_final)
             if not is_final and any(chunk.kind is Sounding.HOLE for chunk in chunks):
+                self._awaits_voice = is_voice
                 return False
             for chunk in chunks:
                 self._begin(chunk)
