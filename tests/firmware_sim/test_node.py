@@ -12,6 +12,7 @@ from firmware_sim.node import SpeakerNode
 from speaker_protocol import messages as wire
 from speaker_protocol import topics
 from speaker_protocol.messages import ReportKind
+from speaker_protocol.rules import SourceKind
 from tests.firmware_sim.station import PATH, Relay, Signer, Station, now_ms, segment
 from tests.firmware_sim.tones import ogg_opus, packets, read_wav, tone
 from tests.firmware_sim.world import Village, needs_mosquitto
@@ -157,6 +158,22 @@ async def test_after_a_power_dip_without_network_it_goes_on_at_the_wall_clocks_s
         assert abs(found[0][1]) < 0.05
         assert found[0][2] < 2.0
         assert found[1][1] < 3.0
+
+
+async def test_a_live_voice_whose_batches_come_half_a_second_before_they_are_due_is_heard_whole(
+    station: Station, tmp_path: Path
+):
+    async with Village(station, tmp_path) as village:
+        node = village.node()
+        await until(lambda: node.firmware is not None and node.state.clock.exchanges >= 4)
+        with Relay(station, "noi", packets(tone((900, 2300), 9.0)), per_batch=20, delay_ms=900) as voice:
+            start = voice.body.t0_utc_ms + 3_000
+            station.plan(node.node_id, [segment("live", start, 5.0, stream="noi", source=SourceKind.LIVE)])
+            await until(lambda: any(r.kind is ReportKind.FINISHED for _, r in station.reports), 20)
+        told = next(r for _, r in station.reports if r.kind is ReportKind.FINISHED)
+
+        assert (told.source, told.underruns) == (SourceKind.LIVE, 0)
+        assert told.heard_ms >= 4_950
 
 
 async def test_a_relay_with_a_lost_batch_is_partial_and_ends_when_its_lease_does(station: Station, tmp_path: Path):
