@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, Field, StringConstraints
@@ -18,7 +18,7 @@ from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, LocaleDep, 
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.catalogue import Locale, sentence
+from broadcast_server.catalogue import Locale, has_sentence, sentence
 from broadcast_server.control import outlook, playing, scheduling
 from broadcast_server.control.clashes import Clash, Effect, Notice, Party, Preview
 from broadcast_server.control.outlook import Explanation, Hearing, Missing, Sounding
@@ -501,6 +501,12 @@ class MissingShown(Shown):
     at: datetime
     code: str
     sentence: str
+    rule: str
+    rule_sentence: str
+    until: str | None
+    until_sentence: str
+    winner_id: str | None
+    winner_title: str | None
     facts: dict[str, Any]
 
     @classmethod
@@ -514,6 +520,7 @@ class MissingShown(Shown):
             at=missing.at,
             code=missing.code,
             sentence=sentence(missing.code, {"title": missing.title, **facts}, locale),
+            **_grounds(missing.code, {"title": missing.title, **facts}, locale),
             facts=facts,
         )
 
@@ -542,6 +549,12 @@ class ExplanationShown(Shown):
     at: datetime
     code: str
     sentence: str
+    rule: str | None
+    rule_sentence: str | None
+    until: str | None
+    until_sentence: str | None
+    winner_id: str | None
+    winner_title: str | None
     facts: dict[str, Any]
     sounding: SoundingShown | None
     missing: list[MissingShown]
@@ -556,11 +569,31 @@ class ExplanationShown(Shown):
             at=told.at,
             code=told.code,
             sentence=sentence(told.code, facts, locale),
+            **_grounds(told.code, facts, locale),
             facts=facts,
             sounding=None if told.sounding is None else SoundingShown.of(told.sounding),
             missing=[MissingShown.of(one, locale) for one in told.missing],
             reported=[dict(one) for one in told.reported],
         )
+
+
+_NO_GROUNDS: Final = dict.fromkeys(("rule", "rule_sentence", "until", "until_sentence", "winner_id", "winner_title"))
+
+
+def _grounds(code: str, facts: Mapping[str, Any], locale: Locale) -> dict[str, Any]:
+    """Rule, winner and end of what was refused or lost, in words; nulls where nothing was."""
+    rule = facts.get("rule")
+    if rule is None:
+        return dict(_NO_GROUNDS)
+    until, ends_with = facts.get("until"), facts.get("ends_with")
+    return {
+        "rule": rule,
+        "rule_sentence": sentence(code if code == f"node_{rule}" or not has_sentence(rule) else rule, facts, locale),
+        "until": until,
+        "until_sentence": sentence("until_instant" if ends_with is None else ends_with, facts, locale),
+        "winner_id": facts.get("winner_id"),
+        "winner_title": facts.get("winner_title"),
+    }
 
 
 def _shown_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

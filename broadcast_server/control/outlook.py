@@ -8,7 +8,7 @@ with what the play log has of it beside what was planned.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.clashes import Neighbourhood, Sound, reason_between
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.grounds import BLOCKED_UNTIL, NODE_REASONS, NODE_UNTIL, Grounds
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain.alarm import on_air
 from broadcast_server.domain.clock import LOCAL, Window
@@ -23,15 +24,22 @@ from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import Invalid, NotFound
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import Violation
+from broadcast_server.domain.proof import Missing as NoReport
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
-from broadcast_server.store import emergencies, places, schedules
-from broadcast_server.store.schedules import ScheduledEntry
+from broadcast_server.store import emergencies, losses, places, schedules, sendings, ties
+from broadcast_server.store.schedules import Blocked, Fault, ScheduledEntry
 from broadcast_server.store.session import Session
-from broadcast_server.store.words import ScheduleKind
-from speaker_protocol.rules import BulletinClass, Trouble, Why
+from broadcast_server.store.tables import TieRow
+from broadcast_server.store.words import ArrivalState, ScheduleKind
+from speaker_protocol.rules import BulletinClass, Why
 
 LEAD_IN: Final = timedelta(days=1)
+NODE_PATIENCE: Final = timedelta(seconds=60)
+"""So long a node may take to say that it follows its plan before anybody is told that it does not."""
+
+MISSED_FOR: Final = timedelta(minutes=15)
+"""So long after its hour an item without audio is named as missing."""
 _MS: Final = timedelta(milliseconds=1)
 _DAY: Final = timedelta(days=1)
 
@@ -138,56 +146,48 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     hearing = _hearings(session, around, frozenset({cluster_id}), window, now)[0]
     reported = tuple(schedules.reported_at(session, cluster_id, at))
     sounding = next((one for one in hearing.segments if one.start <= at < one.end), None)
-    due = tuple(one for one in hearing.missing if one.facts.get("start_at", at) <= at < one.facts.get("end_at", at))
+    unit_id = around.clusters[cluster_id]
+    path = around.tree.ancestors(unit_id, around.on)
+    lost = tuple(
+        one for one in hearing.missing if one.facts.get("start_at", at) <= at < one.facts.get("end_at", at + _MS)
+    )
+    due = (*lost, *_removed(session, around, cluster_id, at), *_declined(session, path, at))
     told: dict[str, Any] = {"at": local_text(at), "cluster": cluster_id}
 
     def answer(code: str, facts: Mapping[str, Any]) -> Explanation:
         shown = tuple(replace(one, facts=_plain(one.facts)) for one in due)
-        return Explanation(cluster_id, at, code, told | dict(_plain(facts)), sounding, shown, reported)
+        log = tuple(_plain(one) for one in reported)
+        return Explanation(cluster_id, at, code, told | dict(_plain(facts)), sounding, shown, log)
 
-    unit_id = around.clusters[cluster_id]
-    stopped = schedules.stop_all_at(session, around.tree.ancestors(unit_id, around.on), at)
+    stopped = schedules.stop_all_at(session, path, at)
     if stopped is not None:
-        until = None if stopped.released_at is None else local_text(stopped.released_at)
-        told |= {"rule": "stop_all", "winner_id": stopped.id, "until": until}
-        return answer("explain_stop_all", {"unit_id": stopped.unit_id, "since": local_text(stopped.since)})
-    alerts = emergencies.alerts_at(session, around.tree.ancestors(unit_id, around.on), at)
+        grounds = Grounds("stop_all", stopped.released_at, "until_released", stopped.id)
+        facts = {"unit_id": stopped.unit_id, "since": local_text(stopped.since), "by": stopped.set_by}
+        return answer("explain_stop_all", facts | _loser(sounding) | grounds.facts())
+    alerts = emergencies.alerts_at(session, path, at)
     warning = on_air([span.body for span in alerts], at)
     if warning is not None:
         alert_id, round_end = warning
         span = next(span for span in alerts if span.body["alert_id"] == alert_id)
-        told |= {"rule": "emergency", "winner_id": span.emergency_id, "unit_id": span.unit_id}
-        facts = {
-            "title": span.title,
-            "level": span.level,
-            "until": local_text(min(round_end, span.until)),
-            "in_force_until": local_text(span.until),
-        }
-        if sounding is not None:
-            facts["loser_title"] = sounding.title
+        until = min(round_end, span.until)
+        grounds = Grounds("emergency", until, None, span.emergency_id, span.title)
+        facts = dict[str, Any](title=span.title, level=span.level, unit_id=span.unit_id, in_force_until=span.until)
         refused = _reason_of(reported, f"{ALERT}{alert_id}")
         if refused is not None:
-            told |= {"rule": refused}
-            return answer(f"node_{refused}", facts)
-        return answer("explain_drill" if span.body.get("drill") else "explain_emergency", facts)
+            told |= facts | _loser(sounding) | grounds.facts()
+            return answer(f"node_{refused}", Grounds(refused, until, NODE_UNTIL.get(refused)).facts())
+        code = "explain_drill" if span.body.get("drill") else "explain_emergency"
+        return answer(code, facts | _loser(sounding) | grounds.facts())
     if sounding is not None:
+        found = _lost_on_the_way(session, around, sounding, cluster_id, reported, at, now)
+        if found is not None:
+            return answer(*found)
         facts = {"title": sounding.title, "start": local_text(sounding.start), "end": local_text(sounding.end)}
-        refused = _reason_of(reported, sounding.entry_id)
-        if refused is not None:
-            told |= {
-                "rule": refused,
-                "winner_id": None,
-                "until": local_text(_until(around, cluster_id, at, refused, sounding)),
-            }
-            return answer(f"node_{refused}", facts)
-        losers = [one for one in due if one.entry_id != sounding.entry_id]
+        losers = [one for one in lost if one.entry_id != sounding.entry_id]
         return answer("explain_sounds_over" if losers else "explain_sounds", facts | _first_loser(losers))
     if due:
         return answer(due[0].code, {**due[0].facts, "title": due[0].title})
     quiet = _quiet_at(around, cluster_id, at)
-    removed = schedules.removed_at(session, around.naming(frozenset({cluster_id})) or frozenset(), at)
-    if removed is not None:
-        return answer(f"explain_{removed.kind.value}", removed.facts())
     following = next((one for one in hearing.segments if one.start > at), None)
     later = {} if following is None else {"next_title": following.title, "next_start": local_text(following.start)}
     if quiet is not None:
@@ -195,8 +195,45 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
     return answer("explain_nothing_scheduled" if following is None else "explain_nothing_until", later)
 
 
-NODE_REASONS: Final = frozenset(one.value for reasons in (Why, Trouble) for one in reasons)
-"""What a node may give as its reason; the catalogue has a sentence for each, `node_` before the code."""
+def _loser(sounding: Sounding | None) -> dict[str, Any]:
+    return {} if sounding is None else {"loser_title": sounding.title, "loser_id": sounding.entry_id}
+
+
+def _lost_on_the_way(
+    session: Session,
+    around: Neighbourhood,
+    sounding: Sounding,
+    cluster_id: str,
+    reported: Sequence[Mapping[str, Any]],
+    at: datetime,
+    now: datetime,
+) -> tuple[str, dict[str, Any]] | None:
+    """What is planned for this minute and did not reach, or will not reach, the horns: the node's word, or its plan."""
+    facts: dict[str, Any] = {"title": sounding.title, "start": sounding.start, "end": sounding.end}
+    reason = _reason_of(reported, sounding.entry_id)
+    if reason is not None:
+        until = _until(around, cluster_id, at, reason, sounding)
+        grounds = Grounds(reason, until, NODE_UNTIL.get(reason))
+        return f"node_{reason}", facts | _gate(session, cluster_id, now) | grounds.facts()
+    line = next((one for one in reported if one["broadcast_id"] == sounding.entry_id and one["is_judged"]), None)
+    if line is not None:
+        if line["verdict"] == Verdict.PLAYED.value:
+            return None
+        facts |= {"heard_s": line["heard_ms"] // 1000, "reason": line["reason"]}
+        if line["verdict"] == Verdict.PARTIAL.value:
+            return "explain_heard_in_part", facts | Grounds("heard_in_part", sounding.end).facts()
+        if line["verdict"] == Verdict.MISSED.value:
+            return "explain_not_heard", facts | Grounds("not_heard", sounding.end).facts()
+        return None  # nobody can tell yet
+    held = losses.not_held(session, sounding.schedule_id, sounding.start)
+    if held is not None:
+        facts |= {"held_until": held.facts.get("held_until")}
+        return "explain_plan_too_large", facts | Grounds("plan_too_large", ends_with="until_plan_reaches").facts()
+    gate = _gate(session, cluster_id, now)
+    if gate and sounding.end > now:
+        rule = gate.get("because", "node_behind")
+        return "explain_node_behind", facts | gate | Grounds(rule, ends_with="until_node_follows").facts()
+    return None
 
 
 def _reason_of(reported: Sequence[Mapping[str, Any]], broadcast_id: str) -> str | None:
@@ -221,6 +258,47 @@ def _until(around: Neighbourhood, cluster_id: str, at: datetime, reason: str, so
     if reason == Why.DAY_MINUTES:
         return datetime.combine(places.local_date(at) + _DAY, time(0), LOCAL)
     return sounding.end
+
+
+def _gate(session: Session, cluster_id: str, now: datetime) -> dict[str, Any]:
+    """What the node's gate says of the plan it does not follow: how often it refused, and mostly why."""
+    status = losses.node_behind(session, cluster_id, now, NODE_PATIENCE)
+    if status is None:
+        return {}
+    told = {"node_id": status.node_id, "link": status.link}
+    refusals = {reason: count for reason, count in dict(status.body.get("refusals", {})).items() if count}
+    if not refusals:
+        return told if status.link == "online" else told | {"because": f"node_{NoReport.UNREACHABLE.value}"}
+    most = max(sorted(refusals), key=lambda reason: refusals[reason])
+    return told | {"because": f"gate_{most}", "refusals": refusals}
+
+
+def _removed(session: Session, around: Neighbourhood, cluster_id: str, at: datetime) -> Iterator[Missing]:
+    """The occurrence meant for this minute that a person cancelled, moved or stopped."""
+    removed = schedules.removed_at(session, around.naming(frozenset({cluster_id})) or frozenset(), at)
+    if removed is None:
+        return
+    until = removed.moved_to if removed.moved_to is not None and removed.moved_to > at else removed.ends_at
+    entry_id = schedules.entry_id(removed.schedule_id, removed.occurs_at)
+    facts = {**removed.facts(), "start_at": removed.occurs_at, "end_at": removed.ends_at}
+    grounds = Grounds(removed.kind.value, until).facts()
+    code = f"explain_{removed.kind.value}"
+    yield Missing(entry_id, removed.schedule_id, removed.title, removed.occurs_at, code, facts | grounds)
+
+
+def _declined(session: Session, path: Sequence[str], at: datetime) -> Iterator[Missing]:
+    """Bulletins sent down to the place that were wished for this minute and will not sound."""
+    for row, sent in sendings.declined_at(session, path, at):
+        begins, ends = sent.earliest or sent.created_at, sent.latest or sent.deadline
+        grounds = Grounds(row.reason or row.state.value, ends)
+        if row.state is ArrivalState.REPLACED:
+            mended = sendings.correction_of(session, sent.id)
+            if mended is not None:
+                grounds = replace(grounds, winner_id=mended.id, winner_title=mended.title)
+        facts = {"start_at": begins, "end_at": ends, "by": row.decided_by or sent.recalled_by, "note": row.note or ""}
+        yield Missing(
+            row.id, "", sent.title, row.decided_at or begins, f"declined_{row.state.value}", facts | grounds.facts()
+        )
 
 
 def _first_loser(losers: Sequence[Missing]) -> dict[str, Any]:
@@ -271,6 +349,8 @@ class Line:
     entries: Mapping[str, ScheduledEntry]
     resolution: Resolution
     silenced: Mapping[str, Violation]
+    ties: Sequence[TieRow] = ()
+    faults: Mapping[str, Fault] = field(default_factory=dict)
 
     def told(self, window: Window) -> tuple[tuple[Sounding, ...], tuple[Missing, ...]]:
         """What sounds, and what is missing and why."""
@@ -280,37 +360,101 @@ class Line:
             if segment.entry_id not in self.silenced
         )
         missing = [
-            self._missing(entry, entry.entry.start, f"blocked_{entry.blocked.kind.value}", dict(entry.blocked.facts))
+            self._missing(
+                entry,
+                entry.entry.start,
+                f"blocked_{entry.blocked.kind.value}",
+                {
+                    "at": entry.entry.start,
+                    "end_at": _looked_for_until(entry),
+                    **entry.blocked.facts,
+                    **_blocked(entry.blocked).facts(),
+                },
+            )
             for entry in self.entries.values()
             if entry.blocked is not None and entry.entry.start < window.end and window.start < entry.entry.end
         ]
         missing += [
-            self._lost(f"dropped_{drop.reason.value}", drop.entry_id, drop.winner_id, drop.at)
+            self._lost(
+                f"dropped_{drop.reason.value}",
+                drop.entry_id,
+                drop.winner_id,
+                drop.at,
+                self._air_until(drop.winner_id, drop.at) or self.entries[drop.entry_id].entry.end,
+            )
             for drop in self.resolution.dropped
         ]
         for wait in self.resolution.waits:
-            lost = self._lost("waits_behind", wait.entry_id, wait.behind_id, wait.since)
-            missing.append(replace(lost, facts={**lost.facts, "until": wait.until, "end_at": wait.until}))
+            lost = self._lost("waits_behind", wait.entry_id, wait.behind_id, wait.since, wait.until)
+            missing.append(replace(lost, facts={**lost.facts, "end_at": wait.until}))
         for entry_id, violation in self.silenced.items():
+            facts = {**violation.facts, **_silenced(violation).facts()}
             missing.append(
-                self._missing(
-                    self.entries[entry_id], violation.at, f"silenced_{violation.code.value}", dict(violation.facts)
-                )
+                self._missing(self.entries[entry_id], violation.at, f"silenced_{violation.code.value}", facts)
             )
+        for schedule_id, fault in self.faults.items():
+            grounds = Grounds(fault.error.code, ends_with="until_mended")
+            facts = {**fault.error.facts, "reason": fault.error.code, **grounds.facts()}
+            missing.append(Missing(schedule_id, schedule_id, fault.name, window.start, "blocked_unreadable", facts))
         return sounding, tuple(sorted(missing, key=lambda one: (one.at, one.entry_id, one.code)))
 
-    def _lost(self, code: str, loser_id: str, winner_id: str | None, at: datetime) -> Missing:
+    def _air_until(self, entry_id: str | None, at: datetime) -> datetime | None:
+        """When the winner lets go of the air that it has at `at`, or had just before."""
+        ends = [one.end for one in self.resolution.segments if one.entry_id == entry_id and one.start <= at]
+        return max(ends, default=None)
+
+    def _lost(self, code: str, loser_id: str, winner_id: str | None, at: datetime, until: datetime) -> Missing:
         loser = self.entries[loser_id]
         winner = None if winner_id is None else self.entries[winner_id]
         reason, facts = reason_between(winner, loser)
-        told = {"reason": reason, **facts}
-        if winner is not None:
-            told |= {"winner_id": winner.id, "winner_title": winner.title}
-        return self._missing(loser, at, code, told)
+        if winner is None:
+            return self._missing(
+                loser, at, code, {"reason": reason, "loser": loser.title, **facts, **Grounds(reason, until).facts()}
+            )
+        tie = self._tie_between(winner.id, loser.id)
+        if tie is not None:
+            reason = f"reason_tie_{tie.state.value}"
+            facts = {**facts, "tie_id": tie.id, "tie_deadline": local_text(tie.deadline), "by": tie.decided_by or ""}
+        grounds = Grounds(reason, until, None, winner.id, winner.title)
+        names = {"winner": winner.title, "loser": loser.title}
+        return self._missing(loser, at, code, {"reason": reason, **facts, **names, **grounds.facts()})
+
+    def _tie_between(self, winner_id: str, loser_id: str) -> TieRow | None:
+        """The collision both are part of: then its decision, or its declared default, is the rule."""
+        for tie in self.ties:
+            entry_ids = {option["entry_id"] for option in tie.options}
+            if winner_id in entry_ids and loser_id in entry_ids:
+                return tie
+        return None
 
     def _missing(self, entry: ScheduledEntry, at: datetime, code: str, facts: Mapping[str, Any]) -> Missing:
         span = {"start_at": entry.entry.start, "end_at": entry.entry.end}
         return Missing(entry.id, entry.schedule_id, entry.title, at, code, {**span, **facts})
+
+
+def _looked_for_until(entry: ScheduledEntry) -> datetime:
+    """What has no audio has no length: it is missed for a while, not for its first minute only."""
+    if entry.asset is not None or entry.feed_id is not None:
+        return entry.entry.end
+    return max(entry.entry.end, entry.entry.start + MISSED_FOR)
+
+
+def _blocked(blocked: Blocked) -> Grounds:
+    valid_from = blocked.facts.get("valid_from")
+    if valid_from is not None:
+        return Grounds("blocked_content_expired", datetime.fromisoformat(valid_from))
+    ends_with = BLOCKED_UNTIL[blocked.kind]
+    successor_id = blocked.facts.get("successor_id")
+    if successor_id is not None:
+        return Grounds(f"blocked_{blocked.kind.value}", None, "until_successor", successor_id)
+    return Grounds(f"blocked_{blocked.kind.value}", None, ends_with)
+
+
+def _silenced(violation: Violation) -> Grounds:
+    if violation.code is policies.Code.QUIET_HOURS:
+        return Grounds(violation.code.value, datetime.fromisoformat(violation.facts["quiet_to"]))
+    last = datetime.fromisoformat(violation.facts["last"]).replace(tzinfo=LOCAL)
+    return Grounds(violation.code.value, last + _DAY)
 
 
 def lines(
@@ -318,8 +462,11 @@ def lines(
 ) -> Iterator[tuple[frozenset[str], Line]]:
     """What clusters hear around `window`, by groups that hear the same."""
     wide = Window(window.start - LEAD_IN, window.end)
-    entries = schedules.load_entries(session, wide, now, touching=around.naming(clusters))
-    for members, policy, quiet, is_heard in around.hearings(entries, clusters):
+    expander = schedules.Expander()
+    entries = expander.load(session, wide, now, touching=around.naming(clusters))
+    found = tuple(around.hearings(entries, clusters))
+    collided = ties.around(session, wide) if any(one.klass is BulletinClass.PRIORITY for one in entries) else []
+    for members, policy, quiet, is_heard in found:
         mine = {entry.id: entry for entry in entries if is_heard(entry)}
         resolution = resolve((entry.entry for entry in mine.values() if entry.blocked is None), window)
         sounds = [
@@ -331,7 +478,9 @@ def lines(
             for found in policies.check(sounds, policy, quiet=quiet)
             if found.code in {policies.Code.QUIET_HOURS, policies.Code.SUSPENDED}
         }
-        yield members, Line(mine, resolution, silenced)
+        above = around.tree.ancestors(around.clusters[min(members)], around.on)
+        here = tuple(tie for tie in collided if tie.unit_id in above)
+        yield members, Line(mine, resolution, silenced, here, expander.faults)
 
 
 def _sounding(entry: ScheduledEntry, segment: Segment) -> Sounding:

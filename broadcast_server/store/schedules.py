@@ -374,6 +374,8 @@ class Removed:
     schedule_id: str
     title: str
     occurs_at: datetime
+    ends_at: datetime
+    """When it was meant to end."""
     moved_to: datetime | None
     cut_at: datetime | None
     by: str
@@ -404,6 +406,7 @@ def removed_at(session: Session, naming: Collection[Target] | None, at: datetime
                 schedule_id=row.id,
                 title=row.name,
                 occurs_at=difference.occurs_at,
+                ends_at=difference.occurs_at + length,
                 moved_to=difference.moved_to,
                 cut_at=difference.cut_at,
                 by=difference.created_by,
@@ -423,13 +426,27 @@ def _length_of(session: Session, row: ScheduleRow) -> timedelta:
 def reported_at(session: Session, cluster_id: str, at: datetime) -> list[dict[str, Any]]:
     """What the play log has of a cluster at an instant."""
     rows = session.execute(
-        select(PlayRow.broadcast_id, PlayRow.verdict, PlayRow.reason, PlayRow.heard_ms, PlayRow.node_id).where(
-            PlayRow.cluster_id == cluster_id, PlayRow.starts_at <= at, PlayRow.ends_at > at
-        )
+        select(
+            PlayRow.broadcast_id,
+            PlayRow.verdict,
+            PlayRow.reason,
+            PlayRow.heard_ms,
+            PlayRow.node_id,
+            PlayRow.ends_at,
+            PlayRow.judged_at,
+        ).where(PlayRow.cluster_id == cluster_id, PlayRow.starts_at <= at, PlayRow.ends_at > at)
     )
     return [
-        {"broadcast_id": one, "verdict": verdict.value, "reason": reason, "heard_ms": heard_ms, "node_id": node_id}
-        for one, verdict, reason, heard_ms, node_id in rows
+        {
+            "broadcast_id": one.broadcast_id,
+            "verdict": one.verdict.value,
+            "reason": one.reason,
+            "heard_ms": one.heard_ms,
+            "node_id": one.node_id,
+            "ends_at": one.ends_at,
+            "is_judged": one.judged_at is not None,
+        }
+        for one in rows
     ]
 
 
@@ -467,6 +484,7 @@ class Fault:
     """A schedule whose rows make no sense; the others are not kept from sounding by it."""
 
     unit_id: str
+    name: str
     error: BroadcastError
 
 
@@ -509,7 +527,7 @@ class Expander:
                 if before is None or before[0] != made:
                     before = made, list(_entries_of(row, made, shelf, window))
             except BroadcastError as error:
-                self.faults[row.id] = Fault(row.unit_id, error)
+                self.faults[row.id] = Fault(row.unit_id, row.name, error)
                 continue
             made_now[row.id] = before
             found += before[1]

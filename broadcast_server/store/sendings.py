@@ -184,3 +184,10 @@ def taken_off(session: Session, series_ids: Collection[str]) -> frozenset[str]:
 def sendings_of(session: Session, sending_ids: Collection[str]) -> dict[str, SendingRow]:
     """By id."""
     return {row.id: row for row in session.scalars(select(SendingRow).where(SendingRow.id.in_(sending_ids)))}
+
+
+def correction_of(session: Session, sending_id: str) -> SendingRow | None:
+    """What was sent to correct it, the latest."""
+    return session.scalars(
+        select(SendingRow).where(SendingRow.corrects_id == sending_id).order_by(SendingRow.id.desc()).limit(1)
+    ).first()

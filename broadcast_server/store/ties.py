@@ -9,6 +9,7 @@ from datetime import date, datetime
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.store import places
 from broadcast_server.store.tables import ScheduleRow, TieRow
@@ -67,18 +68,17 @@ def overdue(session: Session, now: datetime) -> list[TieRow]:
     )
 
 
-def around(session: Session, unit_ids: Collection[str], start: datetime, end: datetime) -> list[TieRow]:
-    """Collisions at these units in `[start, end)` that were not solved by themselves."""
+def around(session: Session, window: Window) -> list[TieRow]:
+    """Collisions inside the window that did not go away by themselves, the latest found first."""
     return list(
         session.scalars(
             select(TieRow)
             .where(
-                TieRow.unit_id.in_(unit_ids),
-                TieRow.collides_at >= start,
-                TieRow.collides_at < end,
+                TieRow.collides_at >= window.start,
+                TieRow.collides_at < window.end,
                 TieRow.state != TieState.GONE,
             )
-            .order_by(TieRow.opened_at)
+            .order_by(TieRow.opened_at.desc(), TieRow.id)
         )
     )
 

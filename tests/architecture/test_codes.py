@@ -5,7 +5,7 @@ import string
 from collections.abc import Iterator
 
 from broadcast_server import catalogue
-from broadcast_server.control.outlook import NODE_REASONS
+from broadcast_server.control.grounds import NODE_REASONS
 from broadcast_server.domain import policy, precedence, timeline
 from tests.architecture.sources import ROOT
 

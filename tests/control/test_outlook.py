@@ -96,7 +96,7 @@ async def test_explain_names_the_rule_a_node_followed_and_until_when(reason: Why
 
 @pytest.mark.parametrize(
     ("verdict", "reason"),
-    [(Verdict.PLAYED, Why.PLANNED.value), (Verdict.MISSED, "nobody_knows_this"), (Verdict.UNKNOWN, None)],
+    [(Verdict.PLAYED, Why.PLANNED.value), (Verdict.UNKNOWN, None)],
 )
 async def test_what_was_heard_or_is_not_understood_stays_the_plans_own_answer(
     verdict: Verdict, reason: str | None
@@ -105,3 +105,13 @@ async def test_what_was_heard_or_is_not_understood_stays_the_plans_own_answer(
         await a_line(village, verdict, reason)
 
         assert (await outlook.explain(village.desk, LAN, CLUSTER, at(17, 5))).code == "explain_sounds"
+
+
+async def test_a_reason_nobody_knows_here_is_a_loss_all_the_same() -> None:
+    async with a_village() as village:
+        await a_line(village, Verdict.MISSED, "nobody_knows_this")
+
+        told = await outlook.explain(village.desk, LAN, CLUSTER, at(17, 5))
+
+        assert (told.code, told.facts["rule"]) == ("explain_not_heard", "not_heard")
+        assert told.facts["until"] == "2026-06-01T17:10:00+07:00"

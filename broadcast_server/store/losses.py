@@ -1,0 +1,38 @@
+"""What keeps a planned occurrence from the horns, as rows: plans too large, nodes that do not follow theirs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from broadcast_server.store.tables import ConflictRow, NodePlanRow, NodeRow, NodeStatusRow
+from broadcast_server.store.words import ConflictKind
+
+
+def not_held(session: Session, schedule_id: str, start: datetime) -> ConflictRow | None:
+    """The open conflict that says that nodes do not hold this occurrence, because their plan would be too large."""
+    return session.scalars(
+        select(ConflictRow).where(
+            ConflictRow.schedule_id == schedule_id,
+            ConflictRow.kind == ConflictKind.PLAN_TOO_LARGE,
+            ConflictRow.closed_at.is_(None),
+            ConflictRow.affects_from <= start,
+        )
+    ).first()
+
+
+def node_behind(session: Session, cluster_id: str, now: datetime, patience: timedelta) -> NodeStatusRow | None:
+    """The status of the cluster's node if it has not said for so long that it follows the plan it was sent."""
+    return session.scalars(
+        select(NodeStatusRow)
+        .join(NodeRow, NodeRow.id == NodeStatusRow.node_id)
+        .join(NodePlanRow, NodePlanRow.node_id == NodeRow.id)
+        .where(
+            NodeRow.cluster_id == cluster_id,
+            NodeRow.retired_at.is_(None),
+            NodePlanRow.acknowledged_at.is_(None),
+            NodePlanRow.published_at < now - patience,
+        )
+    ).first()
