@@ -26,7 +26,8 @@ from broadcast_server.domain.recurrence import Rule, Weekly, rule_to_dict
 from broadcast_server.mqtt.broker import SALT_BYTES, MosquittoBroker, password_line
 from broadcast_server.mqtt.paho_bus import PahoBus
 from broadcast_server.playout import wire
-from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.conductor import Conductor
+from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.planner import Planner
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import places

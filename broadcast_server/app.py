@@ -46,11 +46,13 @@ from broadcast_server.mqtt.broker import (
     choose_broker,
     password_line,
 )
+from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub
 from broadcast_server.mqtt.paho_bus import PahoBus
-from broadcast_server.playout import wire
+from broadcast_server.playout import bundles, wire
 from broadcast_server.playout.alarms import Alarms, Job
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
-from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.conductor import Conductor
+from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.deliveries import Deliveries
 from broadcast_server.playout.housekeeping import Housekeeping
 from broadcast_server.playout.inbox import Heard, Inbox
@@ -169,6 +171,56 @@ async def serve(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> None
             task.cancel()
         if server.given_up.is_set():
             raise Unavailable("part_given_up")
+
+
+# -- what is carried by hand ------------------------------------------------------------------------------------------
+
+
+async def export_bundle(desk: Desk, settings: Settings, unit_id: str, target: Path, *, days: int) -> bundles.Bundle:
+    """Write what the nodes under a unit need for `days` days; the server may run meanwhile. Raises as `bundles`."""
+    paths = _Paths(desk.clock)
+    signer = FileSigner(settings.data_dir / "keys", chance=desk.chance, path_of=paths.of)
+    known = await desk.store.read(lambda session: facts.find(session, facts.PUBLIC_URL))
+    origin = _origin(settings, settings.http.port) if known is None else known["url"]
+
+    def set_paths(desired: Desired) -> None:
+        paths.tree = desired.fleet.tree
+
+    parts = bundles.Parts(
+        store=desk.store,
+        signer=signer,
+        planner=Planner(plan_days=days),
+        clock=desk.clock,
+        executor=desk.executor,
+        sound=desk.audio.assets.path,
+        facts=StationFacts(assets_url=f"{origin}/api/v1/assets", status_interval_s=settings.playout.status_interval_s),
+        speak_for=signer.ensure_units,
+        set_paths=set_paths,
+    )
+    return await bundles.export(parts, unit_id, target)
+
+
+async def take_reports(desk: Desk, settings: Settings, file: Path) -> bundles.Returned:
+    """Take in reports that were carried here, by the inbox and the judge that the network's go through."""
+    bus = LoopbackBus(LoopbackHub(), clock=desk.clock)
+    await bus.start()
+    signer = FileSigner(settings.data_dir / "keys", chance=desk.chance, path_of=_Paths(desk.clock).of)
+    judge = Judge(
+        store=desk.store, clock=desk.clock, chance=desk.chance, grace=timedelta(seconds=settings.playout.grace_s)
+    )
+    inbox = Inbox(
+        bus=bus,
+        store=desk.store,
+        signer=signer,
+        clock=desk.clock,
+        chance=desk.chance,
+        epoch=lambda: 0,
+        on_heard=judge.heard,
+    )
+    try:
+        return await bundles.take_reports(desk.store, inbox, judge, file)
+    finally:
+        await bus.close()
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------

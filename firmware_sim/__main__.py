@@ -12,16 +12,20 @@ import logging
 import signal
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
 
+from firmware_sim import carry
+from firmware_sim.clock import MS, MachineTime
 from firmware_sim.enrol import EnrolmentRefused
 from firmware_sim.faults import load_timeline
-from firmware_sim.fleet import Fleet, FleetOptions, Spread
+from firmware_sim.fleet import QUOTA_BYTES, Fleet, FleetOptions, Spread
 from firmware_sim.node import SpeakerNode
+from speaker_protocol.carry import Carried, CarriedKind
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated speaker nodes.")
 
@@ -80,6 +84,57 @@ def run(
 def simulate(context: typer.Context) -> None:
     """Server and nodes in one process on virtual time, with faults: see `python -m simulation --help`."""
     raise typer.Exit(importlib.import_module("simulation.__main__").main(context.args))
+
+
+@cli.command("import")
+def take_in_file(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="what `broadcast-server bundle export` wrote")
+    ],
+    identity: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of identities and stores")],
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per node")] = False,
+) -> None:
+    """Take in a carried bundle while the nodes are off. Exit 1 if anything was refused, 2 if the file is none."""
+    try:
+        with Carried(file, CarriedKind.BUNDLE) as carried:
+            now_ns = MachineTime().now_ns()
+            told = [
+                carry.take_in(who, disk, carried, device_ns=now_ns)
+                for who, disk in carry.nodes_in(identity, quota_bytes=QUOTA_BYTES)
+            ]
+    except (carry.NotCarried, OSError) as error:
+        typer.echo(f"firmware-sim: {file}: {error}", err=True)
+        raise typer.Exit(2) from None
+    for one in told:
+        if as_json:
+            typer.echo(json.dumps(asdict(one)))
+            continue
+        for topic in one.accepted:
+            typer.echo(f"{one.node_id}  accepted  {topic}")
+        for topic, reason in one.refused:
+            typer.echo(f"{one.node_id}  refused   {topic}: {reason}")
+        typer.echo(
+            f"{one.node_id}  {len(one.assets)} sounds taken, {len(one.missing)} not in the file, "
+            f"{one.acknowledged} reports acknowledged" + ("" if one.is_clock_known else "; the time is not known")
+        )
+    raise typer.Exit(1 if not told or any(one.refused for one in told) else 0)
+
+
+@cli.command("export-reports")
+def give_out_reports(
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="File to write")],
+    identity: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of identities and stores")],
+) -> None:
+    """Write what the nodes have to tell, for `broadcast-server bundle reports`, while they are off."""
+    try:
+        counts = carry.give_out(
+            carry.nodes_in(identity, quota_bytes=QUOTA_BYTES), file, made_ms=MachineTime().now_ns() // MS
+        )
+    except OSError as error:
+        typer.echo(f"firmware-sim: {file}: {error}", err=True)
+        raise typer.Exit(2) from None
+    for node_id, count in counts.items():
+        typer.echo(f"{node_id}  {count} lines")
 
 
 async def _run(options: FleetOptions, seconds: float | None, *, as_json: bool) -> int:

@@ -259,19 +259,6 @@ class AssetKeeper:
         log.warning("asset.rotten", sha256=sha256)
         self._on_change()
 
-    def add(self, sha256: str, content: bytes) -> None:
-        """Take in an asset that was carried here. Raises `FetchFailed` if the bytes are not its own, `OSError`."""
-        if hashlib.sha256(content).hexdigest() != sha256:
-            self.counts.wrong_hash += 1
-            raise FetchFailed("the bytes are not the asset's")
-        self._disk.check()
-        part = self._folder / f"{sha256}.part"
-        with part.open("wb") as file:
-            file.write(content)
-            sync(file)
-        self._disk.put(part, self.path(sha256))
-        self.ready[sha256] = len(content)
-
     # -- fetching -----------------------------------------------------------------------------------------------------
 
     def _now_s(self) -> float:
@@ -350,6 +337,25 @@ class AssetKeeper:
         self.is_quota_full = self.held_bytes() + need > self._disk.capacity_bytes
         if self.is_quota_full:
             raise FetchFailed("the quota is used up by what the plan needs")
+
+
+def put(disk: Disk, sha256: str, content: bytes, *, held_bytes: int) -> None:
+    """Keep an asset that was carried here. Raises `FetchFailed` (not its bytes, no room in the quota), `OSError`."""
+    if held_bytes + len(content) > disk.capacity_bytes:
+        raise FetchFailed("the quota is used up by what the plan needs")
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise FetchFailed("the bytes are not the asset's")
+    disk.check()
+    part = disk.root / ASSETS_FOLDER / f"{sha256}.part"
+    with part.open("wb") as file:
+        file.write(content)
+        sync(file)
+    disk.put(part, part.with_suffix(".opus"))
+
+
+def held(disk: Disk) -> dict[str, int]:
+    """The assets on a disk that is at rest, each hashed, and their sizes; rotten ones are deleted."""
+    return {sha256: size for sha256, (size, _) in _checked(disk.root / ASSETS_FOLDER)[0].items()}
 
 
 def _read(path: Path) -> bytes | None:

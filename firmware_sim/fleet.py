@@ -42,6 +42,7 @@ CONNECTS_PER_S: Final = 60
 """How fast a fleet is switched on."""
 ENROL_AT_ONCE: Final = 8
 DOWNLOADS_AT_ONCE: Final = 24
+QUOTA_BYTES: Final = 512 * 1024 * 1024
 
 
 class ThreadOffload:
@@ -97,7 +98,7 @@ class FleetOptions:
     """How many nodes decode and (with `record_dir`) record; the others verify and decide only. None: all."""
     decisions: Path | None = None
     """Where each change of what a node sounds, or would sound, is written, a line of JSON each."""
-    quota_bytes: int = 512 * 1024 * 1024
+    quota_bytes: int = QUOTA_BYTES
 
 
 class DecisionLog:

@@ -19,10 +19,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.domain.errors import BroadcastError, Invalid, Unavailable
+from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
+from broadcast_server.playout.configs import StationFacts, node_configs
 from broadcast_server.playout.inbox import Heard
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
@@ -59,14 +60,6 @@ class Relays(Protocol):
 
 class _Deposed(Exception):  # noqa: N818  reads as what happened
     """The lease was lost, or its epoch rose, in the middle of a tick."""
-
-
-@dataclass(frozen=True, slots=True)
-class StationFacts:
-    """What nodes are told that the rows do not say."""
-
-    assets_url: str
-    status_interval_s: int
 
 
 class Conductor:
@@ -485,35 +478,9 @@ class Conductor:
                 self._states.update((state.topic, state.body) for state in part)
 
     async def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
-        paths = {seat.unit_id: fleet.tree.ancestors(seat.unit_id, fleet.on) for seat in fleet.seats}
-        groups: dict[str, list[str]] = {}
-        for group_id in sorted(fleet.groups):
-            for cluster_id in fleet.groups[group_id]:
-                groups.setdefault(cluster_id, []).append(group_id)
-
-        def config(seat: Seat, own: Mapping[str, Any]) -> wire.StateToSend:
-            policy = fleet.policies[seat.unit_id]
-            return wire.node_config(
-                seat.node_id,
-                seat.unit_id,
-                path=paths[seat.unit_id],
-                cluster_id=seat.cluster_id,
-                groups=groups.get(seat.cluster_id, ()),
-                quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
-                max_gain_db=policy.max_gain_db,
-                max_minutes=(policy.max_minutes_per_day, policy.max_minutes_per_session),
-                cluster_config=own,
-                assets_url=self._facts.assets_url,
-                status_interval_s=self._facts.status_interval_s,
-            )
-
         made = []
-        for number, seat in enumerate(fleet.seats, start=1):
-            try:
-                made.append(config(seat, seat.config))
-            except Invalid as error:
-                log.error("config.unreadable", cluster_id=seat.cluster_id, facts=error.facts)  # noqa: TRY400
-                made.append(config(seat, {}))
+        for number, state in enumerate(node_configs(fleet, self._facts), start=1):
+            made.append(state)
             if number % SLICE == 0:
                 await self._clock.sleep(0)  # ten thousand of them must not make the live voice wait
         return made

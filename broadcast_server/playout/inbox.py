@@ -221,7 +221,11 @@ class Inbox:
             self._news.hear()
 
     def _take_report(self, message: Message) -> None:
-        signed = wire.read_report_topic(message.topic, message.payload, self.refused)
+        self.hear_report(message.topic, message.payload)
+
+    def hear_report(self, topic: str, payload: bytes) -> None:
+        """A report as a node sent it, however it came here; believed or not at the next flush."""
+        signed = wire.read_report_topic(topic, payload, self.refused)
         if signed is not None:
             if len(self._reports) == REPORTS_WAITING:
                 self.refused["report_queue_full"] += 1  # the oldest goes; its node sends it again

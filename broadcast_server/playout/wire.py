@@ -523,11 +523,18 @@ def ack_topic(node_id: str) -> str:
 
 
 async def report_ack(
-    signer: Signer, node_id: str, boot_id: str, sequences: Sequence[int], *, now: datetime, epoch: int
+    signer: Signer,
+    node_id: str,
+    boot_id: str,
+    sequences: Sequence[int],
+    *,
+    now: datetime,
+    epoch: int,
+    life_ms: int = ACK_LIFE_MS,
 ) -> bytes:
-    """These entries, at most `ACK_SEQUENCES`, are stored."""
+    """These entries, at most `ACK_SEQUENCES`, are stored. `life_ms`: how long it may travel."""
     body = messages.ReportAckBody(boot_id=boot_id, sequences=tuple(sequences)).encode()
-    return await _ack(signer, node_id, body, now=now, epoch=epoch)
+    return await _ack(signer, node_id, body, now=now, epoch=epoch, life_ms=life_ms)
 
 
 async def time_answer(
@@ -554,7 +561,9 @@ def _ns(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICRO * 1_000
 
 
-async def _ack(signer: Signer, node_id: str, body: bytes, *, now: datetime, epoch: int) -> bytes:
+async def _ack(
+    signer: Signer, node_id: str, body: bytes, *, now: datetime, epoch: int, life_ms: int = ACK_LIFE_MS
+) -> bytes:
     issued_ms = to_ms(now)
     (envelope,) = await signer.sign_many(
         [
@@ -563,7 +572,7 @@ async def _ack(signer: Signer, node_id: str, body: bytes, *, now: datetime, epoc
                 unit=None,
                 target=node_id,
                 issued_ms=issued_ms,
-                expires_ms=issued_ms + ACK_LIFE_MS,
+                expires_ms=issued_ms + life_ms,
                 epoch=epoch,
                 sequence=issued_ms,
                 body=body,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from broadcast_server.store import audit
@@ -190,6 +190,26 @@ def lines_of(session: Session, node_id: str) -> list[ReportRow]:
             select(ReportRow).where(ReportRow.node_id == node_id, ReportRow.line.is_not(None)).order_by(ReportRow.line)
         )
     )
+
+
+def latest_by_boot(session: Session, node_ids: Collection[str], *, most: int) -> dict[str, dict[str, list[int]]]:
+    """Numbers of the latest `most` stored reports of each node, by boot."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for node_id in node_ids:
+        rows = session.execute(
+            select(ReportRow.boot_id, ReportRow.sequence)
+            .where(ReportRow.node_id == node_id)
+            .order_by(ReportRow.received_at.desc(), ReportRow.sequence.desc())
+            .limit(most)
+        )
+        for boot_id, sequence in rows:
+            found.setdefault(node_id, {}).setdefault(boot_id, []).append(sequence)
+    return found
+
+
+def count(session: Session) -> int:
+    """How many reports are here."""
+    return session.scalar(select(func.count()).select_from(ReportRow)) or 0
 
 
 def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

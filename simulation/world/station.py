@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 from broadcast_server.domain.places import PlaceTree
 from broadcast_server.mqtt.bus import LoopbackBus, QoS
-from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.conductor import Conductor
+from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.pace import Pace

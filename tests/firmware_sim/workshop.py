@@ -250,12 +250,13 @@ class Workshop:
         quota_bytes: int = 10**8,
         records: bool = True,
         library: SoundLibrary | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.time, self.folder = time, folder
         self.office = office or Office(time)
         chance = random.Random(f"{seed}/{time.now_ns()}")
         key = random.Random("device").randbytes(32)
-        identity = Identity(
+        identity = identity or Identity(
             private_key=key.hex(),
             node_id=NODE,
             cluster_id="c1",
@@ -274,7 +275,7 @@ class Workshop:
         room = folder / f"rec-{time.now_ns()}"
         self.recording = room / f"{NODE}.wav"
         self.recorder = Recorder(room, NODE, "c1", time.now_ns()) if records else None
-        self.disk = Disk(folder / NODE, capacity_bytes=quota_bytes)
+        self.disk = Disk(folder / identity.node_id, capacity_bytes=quota_bytes)
         self.node = SpeakerNode(
             identity,
             kit=kit,

@@ -21,7 +21,8 @@ from broadcast_server.domain.places import Target
 from broadcast_server.domain.recurrence import Rule
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub, Message
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
-from broadcast_server.playout.conductor import Conductor, StationFacts
+from broadcast_server.playout.conductor import Conductor
+from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.deliveries import Deliveries
 from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
@@ -405,10 +406,11 @@ class Room:
         title: str = "Lịch tiêm chủng",
         minutes: float = 3,
         targets: tuple[Target, ...] = (),
+        sound: bytes | None = None,
         **more: Any,
     ) -> str:
         """Put a bulletin on the air as a person would; returns the schedule's id."""
-        bulletin = await self.village.bulletin(title, minutes=minutes)
+        bulletin = await self.village.bulletin(title, minutes=minutes, sound=sound)
         placed = await scheduling.create_schedule(
             self.village.desk,
             LAN,

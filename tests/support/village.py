@@ -80,10 +80,11 @@ class Village:
         approved: bool = True,
         with_asset: bool = True,
         valid_to: datetime | None = None,
+        sound: bytes | None = None,
     ) -> str:
-        """A recorded bulletin; returns its id."""
+        """A recorded bulletin; returns its id. `sound`: the recording, where somebody is going to decode it."""
         made = self.desk.chance.new_id()
-        sha256 = hashlib.sha256(made.encode()).hexdigest()
+        sha256 = hashlib.sha256(made.encode() if sound is None else sound).hexdigest()
 
         def work(session: Session) -> None:
             now = self.desk.clock.now()
@@ -93,7 +94,7 @@ class Village:
                     sha256=sha256,
                     unit_id=unit,
                     label=title,
-                    size_bytes=1000,
+                    size_bytes=1000 if sound is None else len(sound),
                     duration_ms=round(minutes * 60_000),
                     report={},
                     created_at=now,
