@@ -39,12 +39,17 @@ class VolumeForm(Form):
 
 
 class ConfigForm(Form):
-    """The cluster's own settings. `quiet`: hours of silence beside the station's (a school, a hospital)."""
+    """The cluster's own settings. `quiet`: hours of silence beside the station's (a school, a hospital).
+
+    `delay_trim_ms`: how much later it sounds, to meet its neighbours at the listener's ear. `stagger_slot`: its turn
+    among neighbours that would talk over each other; what is recorded begins `stagger_slot x stagger_s` later here.
+    """
 
     volume: Annotated[tuple[VolumeForm, ...], Field(max_length=48)] = ()
     delay_trim_ms: Annotated[int, Field(ge=-2000, le=2000)] = 0
     quiet: Annotated[tuple[QuietForm, ...], Field(max_length=10)] = ()
     alert_gain_db: Annotated[float, Field(ge=-20, le=12)] | None = None
+    stagger_slot: Annotated[int, Field(ge=0, le=7)] = 0
 
     def config(self) -> ClusterConfig:
         """For the verb."""
@@ -53,6 +58,7 @@ class ConfigForm(Form):
             self.delay_trim_ms,
             tuple(QuietHours(time.fromisoformat(one.start), time.fromisoformat(one.end)) for one in self.quiet),
             self.alert_gain_db,
+            self.stagger_slot,
         )
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain import policy as policies
-from broadcast_server.domain import precedence, timeline
+from broadcast_server.domain import precedence, stagger, timeline
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.places import PlaceTree, Target, TargetKind, clusters_of
 from broadcast_server.domain.policy import QuietHours, StationPolicy, Violation
@@ -231,6 +231,11 @@ class Neighbourhood:
         told = self._configs.get(cluster_id, {}).get("quiet")
         own = policies.policy_from_dict({"cluster_quiet": {cluster_id: told}}).quiet_of(cluster_id)[1:] if told else ()
         return (*policy.quiet_of(cluster_id)[1:], *own)
+
+    def shift_of(self, cluster_id: str) -> timedelta:
+        """How much later recorded entries begin there than at its neighbours."""
+        policy = self.policy_of(self.clusters[cluster_id])
+        return stagger.shift_of(self._configs.get(cluster_id, {}).get("stagger_slot", 0), policy.stagger_s)
 
     def hearings(
         self, entries: Iterable[ScheduledEntry], clusters: Iterable[str]

@@ -26,6 +26,7 @@ from broadcast_server.control.places import check_version, clean_text, policy_vi
 from broadcast_server.domain.clock import Chance, Window
 from broadcast_server.domain.errors import Conflict, Invalid, Refused
 from broadcast_server.domain.policy import QuietHours, policy_from_dict
+from broadcast_server.domain.stagger import SLOTS
 from broadcast_server.store import audit, facts, fleet, places
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
@@ -65,13 +66,15 @@ class ClusterConfig:
     """The cluster's own settings.
 
     `delay_trim_ms`: how much later (or earlier) it sounds, to meet its neighbours; `quiet`: hours of silence beside the
-    station's (a school, a hospital); `alert_gain_db`: gain of an emergency, None for the usual 0 dB.
+    station's (a school, a hospital); `alert_gain_db`: gain of an emergency, None for the usual 0 dB;
+    `stagger_slot`: its turn among neighbours that would talk over each other (`domain.stagger`).
     """
 
     volume: tuple[VolumeStep, ...] = ()
     delay_trim_ms: int = 0
     quiet: tuple[QuietHours, ...] = ()
     alert_gain_db: float | None = None
+    stagger_slot: int = 0
 
     def __post_init__(self) -> None:
         minutes = [step.from_minute for step in self.volume]
@@ -87,6 +90,8 @@ class ClusterConfig:
                 raise Invalid("empty_window", field=f"config.quiet[{number}]")
         if not -2_000 <= self.delay_trim_ms <= 2_000:
             raise Invalid("delay_trim_out_of_range", field="config.delay_trim_ms", most_ms=2_000)
+        if not 0 <= self.stagger_slot < SLOTS:
+            raise Invalid("stagger_slot_out_of_range", field="config.stagger_slot", last=SLOTS - 1, fix="give_0_to_7")
         if self.alert_gain_db is not None and not LEAST_ALERT_GAIN_DB <= self.alert_gain_db <= MOST_GAIN_DB:
             raise Invalid(
                 "alert_gain_out_of_range",
@@ -102,6 +107,7 @@ class ClusterConfig:
         return own | {
             "volume": [{"from_minute": step.from_minute, "gain_db": step.gain_db} for step in self.volume],
             "delay_trim_ms": self.delay_trim_ms,
+            "stagger_slot": self.stagger_slot,
             "quiet": [
                 {"from": hours.start.isoformat("minutes"), "to": hours.end.isoformat("minutes")} for hours in self.quiet
             ],
@@ -118,6 +124,7 @@ class ClusterConfig:
                 for hours in stored.get("quiet", ())
             ),
             stored.get("alert_gain_db"),
+            stored.get("stagger_slot", 0),
         )
 
 

@@ -7,7 +7,7 @@ with what the play log has of it beside what was planned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time, timedelta
 from typing import Any, Final
@@ -18,12 +18,13 @@ from broadcast_server.control.clashes import Neighbourhood, Sound, reason_betwee
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.grounds import BLOCKED_UNTIL, NODE_REASONS, NODE_UNTIL, Grounds
 from broadcast_server.domain import policy as policies
+from broadcast_server.domain import stagger
 from broadcast_server.domain.alarm import on_air
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.delivery import ALERT
 from broadcast_server.domain.errors import Invalid, NotFound
 from broadcast_server.domain.places import Target, TargetKind
-from broadcast_server.domain.policy import Violation
+from broadcast_server.domain.policy import QuietHours, StationPolicy, Violation
 from broadcast_server.domain.proof import Missing as NoReport
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
@@ -464,10 +465,10 @@ def lines(
     wide = Window(window.start - LEAD_IN, window.end)
     expander = schedules.Expander()
     entries = expander.load(session, wide, now, touching=around.naming(clusters))
-    found = tuple(around.hearings(entries, clusters))
+    found = tuple(_by_shift(around, entries, clusters))
     collided = ties.around(session, wide) if any(one.klass is BulletinClass.PRIORITY for one in entries) else []
-    for members, policy, quiet, is_heard in found:
-        mine = {entry.id: entry for entry in entries if is_heard(entry)}
+    for members, shift, policy, quiet, is_heard in found:
+        mine = {entry.id: _moved(entry, shift) for entry in entries if is_heard(entry)}
         resolution = resolve((entry.entry for entry in mine.values() if entry.blocked is None), window)
         sounds = [
             Sound(one.entry_id, one.start, one.end, mine[one.entry_id].klass, mine[one.entry_id].gain_db)
@@ -481,6 +482,24 @@ def lines(
         above = around.tree.ancestors(around.clusters[min(members)], around.on)
         here = tuple(tie for tie in collided if tie.unit_id in above)
         yield members, Line(mine, resolution, silenced, here, expander.faults)
+
+
+def _by_shift(
+    around: Neighbourhood, entries: Sequence[ScheduledEntry], clusters: frozenset[str]
+) -> Iterator[
+    tuple[frozenset[str], timedelta, StationPolicy, tuple[QuietHours, ...], Callable[[ScheduledEntry], bool]]
+]:
+    """Hearings, parted by the stagger of their clusters."""
+    for members, policy, quiet, is_heard in around.hearings(entries, clusters):
+        shifts = {cluster: around.shift_of(cluster) for cluster in members}
+        for shift in sorted(set(shifts.values())):
+            yield frozenset(one for one in members if shifts[one] == shift), shift, policy, quiet, is_heard
+
+
+def _moved(entry: ScheduledEntry, shift: timedelta) -> ScheduledEntry:
+    """As it is due in clusters of that stagger; what its window does not let move stays, as the planner has it."""
+    late = stagger.staggered(entry.entry, shift)
+    return entry if late is None or late is entry.entry else replace(entry, entry=late)
 
 
 def _sounding(entry: ScheduledEntry, segment: Segment) -> Sounding:

@@ -25,6 +25,7 @@ from speaker_protocol.rules import BulletinClass
 _DAY: Final = timedelta(days=1)
 MOST_LIVE_MINUTES: Final = 120
 """As long as one recording may be."""
+LONGEST_STAGGER_S: Final = 30
 SESSION_GAP: Final = timedelta(minutes=15)
 """A silence this long ends a session (buổi)."""
 
@@ -130,6 +131,8 @@ class StationPolicy:
     """Longest live session."""
     filler: str | None = None
     """The approved bulletin that is looped while a relay has lost its source."""
+    stagger_s: int = 0
+    """Seconds between the slots of neighbouring clusters (`domain.stagger`); 0: all begin together."""
 
     def __post_init__(self) -> None:
         for name in ("max_minutes_per_session", "max_minutes_per_day"):
@@ -138,6 +141,8 @@ class StationPolicy:
                 raise Invalid("minutes_out_of_range", field=name, fix="give_1_to_1440")
         if not 1 <= self.max_live_minutes <= MOST_LIVE_MINUTES:
             raise Invalid("live_minutes_out_of_range", field="max_live_minutes", fix="give_1_to_120")
+        if not 0 <= self.stagger_s <= LONGEST_STAGGER_S:
+            raise Invalid("stagger_out_of_range", field="stagger_s", most_s=LONGEST_STAGGER_S, fix="give_0_to_30")
         if not (math.isfinite(self.max_gain_db) and -60 <= self.max_gain_db <= 0):
             raise Invalid("gain_out_of_range", field="max_gain_db", fix="give_minus_60_to_0")
 
@@ -335,6 +340,7 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
             }
             for suspension in policy.suspensions
         ],
+        "stagger_s": policy.stagger_s,
         **({} if policy.filler is None else {"filler": policy.filler}),
     }
 
@@ -362,6 +368,7 @@ def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
             _suspension_from(each, f"suspensions[{number}]")
             for number, each in enumerate(document.get("suspensions", ()))
         ),
+        stagger_s=_number(document, "stagger_s", 0, whole=True),
         filler=_filler_from(document.get("filler")),
     )
 

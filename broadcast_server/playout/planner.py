@@ -21,7 +21,7 @@ from datetime import date, datetime, time, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain import policy as policies
-from broadcast_server.domain import timeline
+from broadcast_server.domain import stagger, timeline
 from broadcast_server.domain.clock import LOCAL, Window, from_ms, to_ms
 from broadcast_server.domain.errors import BroadcastError, Corrupt, Invalid
 from broadcast_server.domain.places import PlaceTree, Target, clusters_of
@@ -73,6 +73,8 @@ class TargetSet:
     targets: _Targets
     policy: StationPolicy
     quiet: tuple[QuietHours, ...]
+    shift: timedelta
+    """How much later recorded entries begin here (`domain.stagger`)."""
     seats: tuple[Seat, ...]
 
 
@@ -104,11 +106,12 @@ class Fleet:
                 self._reached[targets] = self._reach(targets)
             for cluster in self._reached[targets]:
                 of_cluster.setdefault(cluster, []).append(targets)
-        seated: dict[tuple[_Targets, StationPolicy, tuple[QuietHours, ...]], list[Seat]] = {}
+        seated: dict[tuple[_Targets, StationPolicy, tuple[QuietHours, ...], timedelta], list[Seat]] = {}
         for seat in self.seats:
             policy = self.policies[seat.unit_id]
             quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
-            seated.setdefault((tuple(of_cluster.get(seat.cluster_id, ())), policy, quiet), []).append(seat)
+            shift = stagger.shift_of(seat.config.get("stagger_slot", 0), policy.stagger_s)
+            seated.setdefault((tuple(of_cluster.get(seat.cluster_id, ())), policy, quiet, shift), []).append(seat)
         return tuple(TargetSet(*key, tuple(seats)) for key, seats in seated.items())
 
     def _reach(self, targets: tuple[Target, ...]) -> frozenset[str]:
@@ -187,13 +190,13 @@ class Planner:
         targets = []
         for target_set in fleet.sets_of(tuple(bundles)):
             mine = tuple(entry for targets_named in target_set.targets for entry in bundles[targets_named])
-            memo = (window, target_set.targets, target_set.policy, target_set.quiet)
+            memo = (window, target_set.targets, target_set.policy, target_set.quiet, target_set.shift)
             before = self._known.get(memo)
             if before is not None and before.entries == mine:
                 made = before
             else:
                 try:
-                    made = _make_guarded(mine, window, target_set.policy, target_set.quiet, self._limit_bytes)
+                    made = _make_guarded(mine, window, target_set, self._limit_bytes)
                 except BroadcastError as error:  # these nodes keep what they have; nobody else waits for them
                     log.error("plan.impossible", nodes=len(target_set.seats), code=error.code, facts=error.facts)  # noqa: TRY400
                     continue
@@ -275,13 +278,12 @@ def _bundle(
 def _make_guarded(
     entries: tuple[ScheduledEntry, ...],
     window: Window,
-    policy: StationPolicy,
-    quiet: tuple[QuietHours, ...],
+    rules_of: TargetSet,
     limit_bytes: int,
 ) -> _Known:
     """`_make`; where it fails, without the schedules that fail alone, each of them named."""
     try:
-        return _make(entries, window, policy, quiet, limit_bytes)
+        return _make(entries, window, rules_of, limit_bytes)
     except BroadcastError as error:
         by_schedule: dict[str, list[ScheduledEntry]] = {}
         for entry in entries:
@@ -290,7 +292,7 @@ def _make_guarded(
         troubles: list[Trouble] = []
         for own in by_schedule.values():
             try:
-                _make(tuple(own), window, policy, quiet, limit_bytes)
+                _make(tuple(own), window, rules_of, limit_bytes)
             except BroadcastError as fault:
                 facts = {**fault.facts, "reason": fault.code}
                 troubles.append(_trouble(own[0], ConflictKind.ENTRY_DROPPED, facts, until=own[-1].entry.end))
@@ -299,26 +301,27 @@ def _make_guarded(
         if not troubles:
             raise Corrupt("plan_contradicts", cause=error.code) from error
         order = {entry.entry.id: number for number, entry in enumerate(entries)}
-        made = _make(tuple(sorted(good, key=lambda one: order[one.entry.id])), window, policy, quiet, limit_bytes)
+        made = _make(tuple(sorted(good, key=lambda one: order[one.entry.id])), window, rules_of, limit_bytes)
         return replace(made, entries=entries, troubles=(*troubles, *made.troubles))
 
 
 def _make(
     entries: tuple[ScheduledEntry, ...],
     window: Window,
-    policy: StationPolicy,
-    quiet: tuple[QuietHours, ...],
+    rules_of: TargetSet,
     limit_bytes: int,
 ) -> _Known:
     """One target set's plan: resolved, held against the station's policy, packed, small enough to be sent."""
     by_id = {entry.entry.id: entry for entry in entries}
-    resolution = timeline.resolve((entry.entry for entry in entries), window)
-    troubles = [
+    lines, unmoved = _staggered(entries, rules_of.shift)
+    resolution = timeline.resolve(lines, window)
+    troubles = [*unmoved]
+    troubles += [
         _trouble(by_id[dropped.entry_id], ConflictKind.ENTRY_DROPPED, _why(dropped)) for dropped in resolution.dropped
     ]
     segments = [_segment(by_id[segment.entry_id], segment) for segment in resolution.segments]
     forbidden = set()
-    for violation in policies.check(segments, policy, quiet=quiet):
+    for violation in policies.check(segments, rules_of.policy, quiet=rules_of.quiet):
         entry = by_id[violation.entry_id]
         facts = {"code": violation.code.value, **violation.facts}
         troubles.append(_trouble(entry, ConflictKind.REFUSED_BY_POLICY, facts))
@@ -335,6 +338,22 @@ def _make(
         packed=packed,
         sha256=hashlib.sha256(packed).hexdigest(),
         troubles=tuple(troubles),
+    )
+
+
+def _staggered(entries: tuple[ScheduledEntry, ...], shift: timedelta) -> tuple[list[timeline.Entry], Iterable[Trouble]]:
+    """Each entry as it is due in these clusters, and those that their own window keeps where they are."""
+    if not shift:
+        return [each.entry for each in entries], ()
+    moved = [stagger.staggered(each.entry, shift) for each in entries]
+    facts = {"shift_s": int(shift.total_seconds()), "fix": "allow_waiting"}
+    return (
+        [each.entry if late is None else late for each, late in zip(entries, moved, strict=True)],
+        [
+            _trouble(each, ConflictKind.NOT_STAGGERED, facts)
+            for each, late in zip(entries, moved, strict=True)
+            if late is None
+        ],
     )
 
 

@@ -214,6 +214,7 @@ PLANNED_CONFLICTS = (
     ConflictKind.CONTENT_EXPIRED,
     ConflictKind.ENTRY_DROPPED,
     ConflictKind.NOT_OFFERED,
+    ConflictKind.NOT_STAGGERED,
     ConflictKind.PLAN_TOO_LARGE,
     ConflictKind.REFUSED_BY_POLICY,
 )

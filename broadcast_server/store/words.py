@@ -143,6 +143,7 @@ class ConflictKind(StrEnum):
     CONTENT_EXPIRED = "content_expired"
     REFUSED_BY_POLICY = "refused_by_policy"
     PLAN_TOO_LARGE = "plan_too_large"
+    NOT_STAGGERED = "not_staggered"
 
 
 class ArrivalState(StrEnum):

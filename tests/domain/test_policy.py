@@ -147,6 +147,7 @@ FULL = {
     "cluster_quiet": {"school": [{"from": "07:00", "to": "11:00"}]},
     "max_minutes_per_session": 90,
     "max_minutes_per_day": 180,
+    "stagger_s": 6,
     "max_live_minutes": 45,
     "max_gain_db": -3.0,
     "suspensions": [{"first": "2026-06-01", "last": "2026-06-02", "allowed": ["emergency"], "reason": "quốc tang"}],
