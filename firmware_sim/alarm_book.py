@@ -50,14 +50,20 @@ class AlarmBook:
         is_stopped: bool,
         state: NodeState,
         now_ms: int,
+        changed_ms: int,
     ) -> tuple[tuple[wire.AlertBody, Why], ...]:
-        """The alerts in force are now these. Returns those newly refused, with the reason."""
-        if self.is_stopped:
-            self._take(rounds.hold(self.turns, now_ms))
+        """The alerts in force are now these. Returns those newly refused, with the reason.
+
+        `changed_ms`: when the set was signed; what begins anew because of it begins then on every pole, if the node
+        heard of it in time.
+        """
+        anew_ms = changed_ms if 0 <= now_ms - changed_ms <= rounds.TONE_MS else now_ms
+        if self.is_stopped and not is_stopped:
+            self._take(rounds.hold(self.turns, anew_ms))
         obeyed = [alert for alert in alerts if alert_refusal(alert, state) is None]
         before = [] if self.is_stopped else [a for a in self.alerts if alert_refusal(a, state) is None]
         expiry = {alert.alert_id: alert.expires_ms for alert in alerts}
-        self._take(rounds.learn(before, obeyed, self.turns, now_ms, state.asset_ms), expiry)
+        self._take(rounds.learn(before, obeyed, self.turns, now_ms, state.asset_ms, anew_ms=anew_ms), expiry)
         refused = []
         for alert in alerts:
             why = alert_refusal(alert, state)
@@ -72,10 +78,7 @@ class AlarmBook:
 
     def commit(self, state: NodeState, now_ms: int) -> bool:
         """Sound has left the output up to `now_ms`; whether a round ended (which must be stored)."""
-        if not self.alerts or state.muted is not None:
-            return False
-        if self.is_stopped:
-            self._take(rounds.hold(self.turns, now_ms))
+        if not self.alerts or self.is_stopped or state.muted is not None:
             return False
         before = {alert_id: entry.turn.rounds for alert_id, entry in self.entries.items()}
         obeyed = [alert for alert in self.alerts if alert_refusal(alert, state) is None]

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 import structlog
 
-from firmware_sim.alarm_book import AlarmBook
+from firmware_sim.alarms import SET_NS, Alarms
 from firmware_sim.assets import AssetKeeper, Lane, Wanted
 from firmware_sim.boots import Boots, Return, return_of
 from firmware_sim.clock import MS, SECOND, STEP_NS, DeviceClock, Discipline, Exchange, TrueTime
@@ -38,7 +38,6 @@ from firmware_sim.past import PAST_FILE, Past
 from firmware_sim.phrases import PhraseBook, burned_in
 from firmware_sim.player import (
     SAMPLE_RATE_HZ,
-    AlertsInForce,
     Chunk,
     Pcm,
     Situation,
@@ -50,9 +49,8 @@ from firmware_sim.player import (
 )
 from firmware_sim.reports import DeviceKey, DeviceLog, Key
 from firmware_sim.store import Disk, Identity, Memory, Slots
-from firmware_sim.trust import AlertsOf, Gate, PlanBodies, PlanInForce
+from firmware_sim.trust import Gate, PlanBodies, PlanInForce
 from speaker_protocol import messages as wire
-from speaker_protocol.rounds import UNKNOWN_MESSAGE_MS
 from speaker_protocol.rules import BulletinClass, Decision, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
 from speaker_protocol.topics import (
     NodeAck,
@@ -88,8 +86,6 @@ IDLE_SAMPLES: Final = SAMPLE_RATE_HZ
 RATE_LIMIT: Final = 0.02
 """How much faster or slower than nominal a sounding programme may be steered."""
 JUMP_NS: Final = 50 * MS
-SET_NS: Final = SECOND
-"""A leap of the node's time above this, between two samples that follow each other, is the clock being set."""
 BURST: Final = 8
 BURST_EVERY_S: Final = 0.25
 HURRIED: Final = 18
@@ -104,8 +100,6 @@ URGENT_DOWNLOADS: Final = 8
 NOTE_HEARD_S: Final = 30.0
 """So much of what was heard a power cut may take from the log: the flash is written so often while something sounds."""
 MOST_DUE: Final = 64
-ALERTS_WAIT_S: Final = 5.0
-"""How long an alert waits for trusted time, which the same link brings; then it sounds without."""
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
 TELL_ALERT_WITHIN_S: Final = 0.8
@@ -243,17 +237,11 @@ class Firmware:
         self._fit: dict[str, set[Key]] = {}
         """For which occurrences an asset's bytes were checked, by hash."""
         self._noted_ms: tuple[Key, int] | None = None
-        self._alert_sets: dict[str, AlertsOf] = {}
-        self._alerts_waiting_s: float | None = None
         self._alerts_changed = asyncio.Event()
         self._decided: tuple[Any, ...] = ()
-        self._floor: tuple[int, int] | None = None
-        """`(device_ns, signed_ms)`: without a clock, time is at least what a signed alert says."""
-        self._is_awake = False
         self._is_memory_due = False
         self._is_remembered = False
         self._heard_stored_s = 0.0
-        self._doubt_until_ns: int | None = None
         self._pending: OrderedDict[str, bytes] = OrderedDict()
         self._orders: deque[bytes] = deque(maxlen=MAX_ORDERS)
         self._held: dict[str, bytes] = {}
@@ -283,7 +271,7 @@ class Firmware:
             watermarks={},
             bodies=kit.bodies,
         )
-        self.book = AlarmBook()
+        self.alarms = Alarms(self.situation, self.clock)
         self.ledger = Ledger(self._write)
         self.log = DeviceLog(box.disk, self._flash, chance)
         self.assets = AssetKeeper(
@@ -359,7 +347,7 @@ class Firmware:
         await self._save()  # this power-on counts even if the next dip comes at once
         await self.assets.check_stock()
         try:
-            self.book.load(self._memory.alerts)
+            self.alarms.book.load(self._memory.alerts)
             self.situation.heard = None if self._memory.heard is None else Heard(*self._memory.heard)
         except (ValueError, TypeError):
             self.gate.count("memory")
@@ -368,12 +356,7 @@ class Firmware:
         self.situation.clips = self._box.phrases.intact
         # Without trusted time the stored messages are judged without instants: the plan carries its own validity.
         self._judge(dict(self._memory.messages), None)
-        # A recording that was here before the power went needs no repetition to wait for.
-        self.situation.alert_assets = {
-            alert.asset: 0
-            for alert in self.situation.alerts.alerts
-            if alert.asset is not None and alert.asset in self.assets.ready
-        }
+        self.alarms.woke(self.assets.ready)
         self._follow()
 
     @property
@@ -511,7 +494,7 @@ class Firmware:
             return False
         self.situation.config = config
         self.gate.path = config.path or self.gate.path
-        self._merge_alerts()
+        self.alarms.merge(self.gate.path)
         self.assets.assets_url = config.assets_url
         return True
 
@@ -519,63 +502,33 @@ class Firmware:
         alerts = self.gate.alerts(unit, raw, now_ms)
         if alerts is None:
             return False
-        self._alert_sets[unit] = alerts
-        self._merge_alerts()
-        if now_ms is None and self._is_awake_without_clock():
-            self._floor = (self._box.clock.now_ns(), alerts.issued_ms)
+        self.alarms.take(unit, alerts, self.gate.path, self._box.clock.now_ns() if now_ms is None else None)
         return True
 
-    def _merge_alerts(self) -> None:
-        sets = [alerts.body for unit, alerts in self._alert_sets.items() if unit in self.gate.path]
-        self.situation.alerts = AlertsInForce(
-            tuple(alert for one in sets for alert in one.alerts), any(one.stop_all is not None for one in sets)
-        )
-
     def _are_alerts_due(self, batch: dict[str, bytes]) -> bool:
-        """Whether alerts have waited long enough for trusted time."""
-        if not any(topic.endswith(f"/{UnitAlert.leaf}") for topic in batch):
-            return False
-        now_s = self._kit.true.now_ns() / 1e9
-        if self._alerts_waiting_s is None:
-            self._alerts_waiting_s = now_s
-        return now_s - self._alerts_waiting_s >= ALERTS_WAIT_S
-
-    def _is_awake_without_clock(self) -> bool:
-        return self._alerts_waiting_s is not None and not self.clock.is_known
-
-    def _server_ns(self, device_ns: int) -> int | None:
-        """Server time, be it as uncertain as it may; without any, what a signed alert says of it."""
-        if self.clock.is_known:
-            return self.clock.server_ns(device_ns)
-        if self._floor is None:
-            return None
-        return self._floor[1] * MS + device_ns - self._floor[0]
+        """Whether alerts among these have waited long enough for trusted time."""
+        is_any = any(topic.endswith(f"/{UnitAlert.leaf}") for topic in batch)
+        return is_any and self.alarms.may_sound_untimed(self._kit.true.now_ns() / 1e9)
 
     def _enter_alerts(self) -> None:
-        """Bring the book of alerts up to what is in force; needs an idea of the time."""
-        server_ns = self._server_ns(self._box.clock.now_ns())
-        if server_ns is None:
+        """Obey what is in force now; say what is refused."""
+        device_ns = self._box.clock.now_ns()
+        refused = self.alarms.enter(device_ns)
+        if refused is None:
             return
-        now_ms, situation = server_ns // MS, self.situation
-        state = situation.state()
-        if not self._is_awake:
-            self._is_awake = True
-            self.book.wake(situation.alerts.alerts, state, now_ms)
-        alerts, is_stopped = situation.alerts.alerts, situation.alerts.stop_all
-        if (alerts, is_stopped) != (self.book.alerts, self.book.is_stopped):
-            for alert, why in self.book.change(alerts, is_stopped=is_stopped, state=state, now_ms=now_ms):
-                self._report(
-                    wire.ReportKind.NOT_SOUNDED,
-                    f"alert:{alert.alert_id}",
-                    alert.issued_ms,
-                    now_ms,
-                    reason=why.value,
-                    source=SourceKind.RECORDED,
-                )
-            self._status_due = self._is_memory_due = True
-            self._journal.set()
-            self._alerts_changed.set()
-        situation.turns = self.book.turns
+        now_ms = (self.alarms.server_ns(device_ns) or device_ns) // MS
+        for alert, why in refused:
+            self._report(
+                wire.ReportKind.NOT_SOUNDED,
+                f"alert:{alert.alert_id}",
+                alert.issued_ms,
+                now_ms,
+                reason=why.value,
+                source=SourceKind.RECORDED,
+            )
+        self._status_due = self._is_memory_due = True
+        self._journal.set()
+        self._alerts_changed.set()
 
     async def _answer_alerts(self) -> None:
         """Say soon that a changed set is obeyed: who launched it counts those who do not answer."""
@@ -604,7 +557,7 @@ class Firmware:
             memory.watermarks = self.gate.snapshot()
             memory.log_head = self.log.head
             if self._is_remembered:
-                memory.alerts = self.book.dump()
+                memory.alerts = self.alarms.book.dump()
                 memory.heard = None if heard is None else [heard.at_ms, heard.day_ms, heard.session_ms, heard.last_ms]
             content = memory.dump()
             try:
@@ -618,7 +571,7 @@ class Firmware:
     def _follow(self) -> None:
         """Act on what plan, configuration or alerts now say."""
         self._followed = self.plan
-        self._alerts_waiting_s = None
+        self.alarms.time_is_trusted()
         self._enter_alerts()
         self._wake_house.set()
         self._want_assets()
@@ -753,25 +706,7 @@ class Firmware:
     def _refresh_stock(self) -> None:
         broken = {sha256 for sha256 in self._fit if self._kit.library.sound(sha256).is_broken}
         self.situation.ready_assets = frozenset(self.assets.ready) - broken
-        self._refresh_alert_assets()
-
-    def _refresh_alert_assets(self) -> None:
-        """The recordings of alerts that can sound from their first sample on."""
-        server_ns = self._server_ns(self._box.clock.now_ns())
-        if server_ns is None:
-            return
-        held = dict(self.situation.alert_assets)
-        for alert in self.situation.alerts.alerts:
-            if alert.asset is None or alert.asset in held or alert.asset not in self.situation.ready_assets:
-                continue
-            sound = self.asset(alert.asset)
-            if self.dac is None or (sound is not None and sound.is_ready(0, self._alert_samples(alert))):
-                held[alert.asset] = server_ns // MS
-        self.situation.alert_assets = held
-
-    def _alert_samples(self, alert: wire.AlertBody) -> int:
-        told_ms = alert.asset_ms or self.situation.asset_ms.get(alert.asset or "") or UNKNOWN_MESSAGE_MS
-        return told_ms * SAMPLE_RATE_HZ // 1000
+        self.alarms.refresh_assets(self._box.clock.now_ns(), None if self.dac is None else self.asset)
 
     def _stock_changed(self) -> None:
         self._refresh_stock()
@@ -818,8 +753,8 @@ class Firmware:
         for alert in self.situation.alerts.alerts:
             sound = await self._checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
             if sound is not None:
-                if self.dac is not None and not sound.is_ready(0, self._alert_samples(alert)):
-                    await sound.prepare(0, self._alert_samples(alert))
+                if self.dac is not None and not sound.is_ready(0, self.alarms.samples_of(alert)):
+                    await sound.prepare(0, self.alarms.samples_of(alert))
                 if alert.asset not in self.situation.alert_assets:
                     self._refresh_stock()
         if self.plan is None or now_ms is None:
@@ -907,7 +842,7 @@ class Firmware:
 
     def _note_decision(self) -> None:
         """For whoever watches the fleet: what sounds now, or would."""
-        tell, server_ns = self._kit.decided, self._server_ns(self._box.clock.now_ns())
+        tell, server_ns = self._kit.decided, self.alarms.server_ns(self._box.clock.now_ns())
         if tell is None or server_ns is None:
             return
         decision = next(stretches(self.situation, server_ns, server_ns + MS)).decision
@@ -953,7 +888,7 @@ class Firmware:
         self._awaits_voice = False
         while (ahead_s := dac.ahead_s()) < AHEAD_S:
             device_ns = dac.device_ns(dac.cursor)
-            server_ns = self._server_ns(device_ns)
+            server_ns = self.alarms.server_ns(device_ns)
             if server_ns is None:
                 self.situation.is_clock_trusted = False
                 dac.queue(Chunk(BLOCK_SAMPLES, 0, Sounding.SILENCE, Why.CLOCK_UNKNOWN))
@@ -962,8 +897,8 @@ class Firmware:
             low_ns = server_ns - trim_ns
             before = dac.last_queued()
             is_dated = before is not None and before.server_ns > 0
-            if is_dated and self.book.alerts and abs(low_ns - self._cursor_ns) > SET_NS:
-                self._clock_was_set(low_ns)
+            if is_dated and abs(low_ns - self._cursor_ns) > SET_NS:
+                self.alarms.clock_was_set(low_ns - self._cursor_ns, low_ns)
             if before is not None and before.kind is Sounding.SOUND and abs(low_ns - self._cursor_ns) < JUMP_NS:
                 low_ns = self._cursor_ns
             self._refresh_situation(low_ns, device_ns)
@@ -977,7 +912,7 @@ class Firmware:
             if not is_final and not self._has_arrived(low_ns + span_ns):
                 self._awaits_voice = is_voice
                 return False
-            high_ns = (self._server_ns(device_ns + span_ns) or server_ns + span_ns) - trim_ns
+            high_ns = (self.alarms.server_ns(device_ns + span_ns) or server_ns + span_ns) - trim_ns
             # The programme is steered, never torn: a sounding block is stretched within limits onto the server's time.
             high_ns = low_ns + min(
                 max(high_ns - low_ns, round(span_ns * (1 - RATE_LIMIT))), round(span_ns * (1 + RATE_LIMIT))
@@ -1019,8 +954,7 @@ class Firmware:
         situation.barred = self.past.barred(server_ns // MS)
         situation.muted = Why.POWER_LOW if self._box.is_power_low() else None
         if was_muted and situation.muted is None:
-            self.book.rejoin(situation.state(), server_ns // MS)
-            situation.turns = self.book.turns
+            self.alarms.amplifier_is_back(server_ns)
         situation.held = Why.SAFE_MODE if self.boots.is_safe_mode(self._box.clock.now_ns()) else None
         if self.log.interrupted and situation.is_clock_trusted:
             self._settle_interrupted(server_ns // MS)
@@ -1090,12 +1024,6 @@ class Firmware:
         while len(self.situation.begun) > KEEP_BEGUN:
             del self.situation.begun[next(iter(self.situation.begun))]
 
-    def _clock_was_set(self, low_ns: int) -> None:
-        """The rounds go on where they are; what is queued by the old time is no measure of them."""
-        self.book.shift((low_ns - self._cursor_ns) // MS)
-        self.situation.turns = self.book.turns
-        self._doubt_until_ns = low_ns
-
     def _played(self, piece: Played) -> None:
         self.ledger.played(piece)
         account = self.ledger.current
@@ -1110,24 +1038,19 @@ class Firmware:
                 self._journal.set()
         chunk, tag = piece.chunk, piece.chunk.tag
         self._begin(chunk)
-        if self._doubt_until_ns is not None:
-            if abs(chunk.server_ns - self._doubt_until_ns) > SET_NS:
-                return
-            self._doubt_until_ns = None
+        is_round_over = self.alarms.played(chunk)
+        if is_round_over is None:
+            return
+        self._note_round(is_round_over)
         end_ns = chunk.server_ns + chunk.samples * SECOND // SAMPLE_RATE_HZ
-        if self.book.alerts and chunk.server_ns:
-            self._advance(end_ns // MS)
         if tag is not None and tag.klass is not BulletinClass.EMERGENCY and piece.is_heard:
             limits = self.situation.state().limits
             self.situation.heard = count_heard(limits, self.situation.heard, chunk.server_ns // MS, end_ns // MS)
         elif self.situation.heard is not None and chunk.server_ns:
             self.situation.heard = replace(self.situation.heard, at_ms=end_ns // MS)
 
-    def _advance(self, now_ms: int) -> None:
-        """Move the rounds on to what has sounded."""
-        is_round_over = self.book.commit(self.situation.state(), now_ms)
-        self.situation.turns = self.book.turns
-        if is_round_over:
+    def _note_round(self, is_over: bool) -> None:
+        if is_over:
             self._status_due = self._is_memory_due = True
             self._journal.set()
 
@@ -1140,6 +1063,7 @@ class Firmware:
                 self._dry.stop()
             return 0.5
         now_ns = self.clock.server_ns(device_ns)
+        self.alarms.watch(now_ns, self._box.clock.crystal_ns())
         self._refresh_situation(now_ns, device_ns)
         for receiver in self.streams.values():
             receiver.forget_before(now_ns)
@@ -1152,8 +1076,7 @@ class Firmware:
                     self._box.witness.sounded(piece)
         else:
             self._pass_in_silence(now_ns)
-        if self.book.alerts:
-            self._advance(now_ns // MS)
+        self._note_round(self.alarms.advance(now_ns // MS))
         change_ms = next_change_ms(self.situation, now_ns // MS)
         is_held = self.situation.held is not None or self.situation.muted is not None  # what ends by no instant
         longest_s = 1.0 if self.streams or is_held else self._kit.pace.nap_s
@@ -1177,7 +1100,7 @@ class Firmware:
         self._status_due = True
         if line.kind is wire.ReportKind.STARTED:
             if line.tag.alert_id is not None:
-                self.book.started(line.tag.alert_id, line.at_ms)
+                self.alarms.book.started(line.tag.alert_id, line.at_ms)
             elif line.tag.is_limited:
                 self._memory.begun = [*self._memory.begun[-99:], line.tag.entry_id]
                 self._is_memory_due = True
@@ -1289,7 +1212,7 @@ class Firmware:
             sounding=sounding.entry_id if sounding is not None else None,
             stream=sounding.stream if sounding is not None else None,
             audio=self._audio(),
-            alerts=self.book.progress(
+            alerts=self.alarms.book.progress(
                 sounding.alert_id if sounding is not None else None, has_output=self._box.has_output or self._box.is_dry
             ),
             stop_all=self.situation.alerts.stop_all,
@@ -1390,7 +1313,7 @@ class Firmware:
             if self.assets.wait_s() <= 0:
                 self._fetch_soon()
             await self._prepare()
-            if self._alerts_waiting_s is not None:
+            if self.alarms.is_waiting:
                 self._inbox.set()
             if self.ledger.sounding is not None and now_s - self._heard_stored_s >= REMEMBER_HEARD_S:
                 self._heard_stored_s = now_s

@@ -111,6 +111,7 @@ class AssetPcm(Protocol):
     @property
     def length(self) -> int | None: ...  # noqa: D102
     def read(self, low: int, high: int) -> Pcm | None: ...  # noqa: D102
+    def is_ready(self, low: int, high: int) -> bool: ...  # noqa: D102
 
 
 class StreamPcm(Protocol):
@@ -411,6 +412,9 @@ class _Clip:
     def read(self, low: int, high: int) -> Pcm:
         part = self.pcm[low:high]
         return np.concatenate([part, np.zeros(high - low - len(part), np.int16)]) if len(part) < high - low else part
+
+    def is_ready(self, low: int, high: int) -> bool:
+        return high >= low
 
 
 def _interpolate(pcm: Pcm, offset: float, step: float, samples: int, level: float) -> Pcm:

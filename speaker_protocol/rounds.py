@@ -333,10 +333,13 @@ def learn(
     turns: Mapping[str, Turn],
     now_ms: int,
     asset_ms: Mapping[str, int] | None = None,
+    *,
+    anew_ms: int | None = None,
 ) -> dict[str, Turn]:
     """The turns after the alerts in force changed from `before` to `now`; those of alerts gone are kept.
 
-    If the alert on the air was taken back, whoever it had broken into begins anew at this instant.
+    If the alert on the air was taken back, whoever it had broken into begins anew, at `anew_ms` (None: at this
+    instant), which all poles share.
     """
     old, new = _distinct(before), _distinct(now)
     air = on_air([alert for alert_id, alert in old.items() if alert_id in turns], turns, now_ms, asset_ms)
@@ -345,7 +348,7 @@ def learn(
     if sounding is not None and sounding.alert_id not in new:
         for alert_id, turn in after.items():
             if turn.due_ms < now_ms:
-                after[alert_id] = replace(turn, due_ms=now_ms)
+                after[alert_id] = replace(turn, due_ms=now_ms if anew_ms is None else anew_ms)
         sounding = None
     for alert in sorted(new.values(), key=_weight, reverse=True):
         if alert.alert_id in after:

@@ -260,6 +260,23 @@ def test_a_drill_that_cannot_say_so_is_refused_reported_and_the_fault_named(tmp_
     on_virtual_time(story)
 
 
+@pytest.mark.parametrize("jump_ms", [-3_600_000, 600_000])
+def test_a_clock_that_jumps_in_the_middle_does_not_tear_the_round(tmp_path: Path, jump_ms: int):
+    async def story(time: VirtualTime) -> None:
+        bench = Workshop(time, tmp_path)
+        await a_programme(bench)
+        raised_ms = bench.now_ms
+        bench.office.alert(emergency(bench))
+        await bench.pass_s(6)
+        bench.node.box.clock.jump(jump_ms)
+        await bench.pass_s(40)
+        found = spans(await bench.sounded(raised_ms))
+        assert [round(at, 1) for at in where(pcm_of(bench, raised_ms), "attention")] == [4.0, 9.7]
+        assert not [start for start, _ in found if 0.5 < start < 14.3]
+
+    on_virtual_time(story)
+
+
 class TimelessOffice(Office):
     """It does not say what time it is."""
 

@@ -93,6 +93,24 @@ def test_a_commune_may_not_raise_an_alert_for_its_province(station: Station):
     assert dict(gate.refusals) == {"out_of_scope": 1}
 
 
+def test_only_a_key_for_emergencies_may_raise_an_alert_whatever_it_calls_itself(station: Station):
+    gate = Gate(node_id="n1", root_public=station.root.public, path=PATH, watermarks={}, bodies=PlanBodies())
+    delegation = wire.DelegationBody(
+        public_key=station.commune.public.hex(),
+        unit=PATH[0],
+        may=("ALERTS",),
+        max_class=BulletinClass.PRIORITY,
+        valid_from_ms=0,
+        valid_until_ms=now_ms() + HOUR_MS,
+    )
+    assert gate.keys(PATH[0], wire.join_keys((station.root.seal(Kind.KEYS, PATH[0], delegation),)), now_ms())
+    for klass in BulletinClass:
+        alert = wire.AlertBody(alert_id="a", level=85, klass=klass, issued_ms=now_ms(), expires_ms=now_ms() + HOUR_MS)
+        body = wire.AlertSetBody(alerts=(alert,))
+        assert gate.alerts(PATH[0], station.commune.seal(Kind.ALERTS, PATH[0], body), now_ms()) is None
+    assert dict(gate.refusals) == {"class_too_high": 3}
+
+
 def test_a_revoked_key_is_obeyed_no_more_and_a_replayed_delegation_does_not_bring_it_back(station: Station):
     gate = gate_of(station)
     old = station.delegations()[0]
