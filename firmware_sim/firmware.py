@@ -404,7 +404,7 @@ class Firmware:
         receiver.take_batch(payload, device_ns, self.clock.server_ns(device_ns) if self.clock.is_known else None)
 
     def _ack_arrived(self, payload: bytes, device_ns: int) -> None:
-        answer = self.gate.ack(payload, self._now_ms())
+        answer = self.gate.ack(payload)
         if isinstance(answer, wire.ReportAckBody):
             self.log.acknowledge(answer.boot_id, answer.sequences)
             self._journal.set()
@@ -704,6 +704,7 @@ class Firmware:
             self._fetch_soon()
 
     def _refresh_stock(self) -> None:
+        self._close_dry()
         broken = {sha256 for sha256 in self._fit if self._kit.library.sound(sha256).is_broken}
         self.situation.ready_assets = frozenset(self.assets.ready) - broken
         self.alarms.refresh_assets(self._box.clock.now_ns(), None if self.dac is None else self.asset)
@@ -788,6 +789,7 @@ class Firmware:
                 self._fetch_soon()
                 return None
             library.give(sha256, content)
+            self._close_dry()
             fit = self._fit.setdefault(sha256, set())
             if len(fit) >= MOST_DUE:
                 fit.clear()
@@ -873,6 +875,11 @@ class Firmware:
                     self._cursor_ns = last.server_ns + last.samples * SECOND // SAMPLE_RATE_HZ
             self._fill(dac)
         else:
+            self.catch_up()
+
+    def _close_dry(self) -> None:
+        """A card without samples decides afterwards: what was, was by what held until now."""
+        if self._dry is not None:
             self.catch_up()
 
     def catch_up(self) -> None:

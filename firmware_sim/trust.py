@@ -186,9 +186,11 @@ class Gate:
         self._marks.admit(str(UnitAlert(unit)), envelope)
         return AlertsOf(body, envelope.issued_ms)
 
-    def ack(self, payload: bytes, now_ms: int | None) -> wire.ReportAckBody | wire.TimeAnswerBody | None:
-        """The server's answer, or None. Order does not matter: a nonce or a boot id ties it to what was asked."""
-        return self._guarded(lambda: wire.decode_ack(self._own(payload, Kind.ACK, now_ms).body))
+    def ack(self, payload: bytes) -> wire.ReportAckBody | wire.TimeAnswerBody | None:
+        """The server's answer, or None. Neither order nor instants matter: a nonce or a boot id ties it to what was
+        asked, and a clock that jumped would refuse the very answer that mends it.
+        """
+        return self._guarded(lambda: wire.decode_ack(self._own(payload, Kind.ACK, None).body))
 
     def head(self, stream: str, payload: bytes, now_ms: int) -> Head | None:
         """A stream's head, or None."""

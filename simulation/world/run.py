@@ -25,11 +25,14 @@ from firmware_sim.firmware import Kit
 from firmware_sim.pace import Pace as NodePace
 from firmware_sim.store import BrokerAddress, Identity
 from firmware_sim.trust import PlanBodies
+from simulation.world.books import copy_books
+from simulation.world.invariants import check
 from simulation.world.net import Ether
 from simulation.world.people import PROVINCE, People, a_desk
 from simulation.world.pole import Pole, inline
 from simulation.world.shelf import Shelf
 from simulation.world.station import ASSETS_URL, Premises, Station
+from simulation.world.tap import Tap
 from simulation.world.time import SeededChance, VirtualTime, dice, run
 from simulation.world.trace import Record, Trace
 from simulation.world.trouble import Fault, Troubles
@@ -86,6 +89,7 @@ def simulate(options: Options, out: Path | None = None) -> Outcome:
         world = run(_simulate(options, Path(folder)))
     if out is not None:
         world.trace.write(out)
+    verdict = check(world.trace.records)
     return Outcome(
         options,
         world.trace.hash,
@@ -93,6 +97,8 @@ def simulate(options: Options, out: Path | None = None) -> Outcome:
         faults=dict(world.troubles.counts),
         deeds=dict(world.people.done),
         refused=dict(world.people.refused),
+        attempted=dict(verdict.attempted),
+        violations=verdict.violations,
     )
 
 
@@ -115,6 +121,7 @@ class World:
         self.time = VirtualTime(START)
         self.trace = Trace(self.time.now_ms)
         self.ether = Ether(self.time, dice(seed, "ether"))
+        self.ether.taps.append(Tap(self.trace).heard)
         self.shelf = Shelf(self.ether, self.time, dice(seed, "shelf"), self._is_served)
         self.premises = Premises(
             folder=folder,
@@ -325,6 +332,7 @@ class World:
             if station.is_alive:
                 await station.crash()
         await self._client.aclose()
+        await copy_books(self.front, self.trace)
         await self.front.close()
 
 

@@ -32,7 +32,6 @@ from simulation.world.time import SeededChance, VirtualTime
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-SERVER: Final = "server"
 GRACE: Final = timedelta(seconds=120)
 ASSETS_URL: Final = "http://loa.mo-phong/api/v1/assets"
 
@@ -100,8 +99,8 @@ class _IcyExecutor:
 class _IcyBus(LoopbackBus):
     """The process's own connection, behind a door."""
 
-    def __init__(self, ether: Ether, clock: _IcyClock, ice: Ice) -> None:
-        super().__init__(ether, clock=clock, user=SERVER)
+    def __init__(self, name: str, ether: Ether, clock: _IcyClock, ice: Ice) -> None:
+        super().__init__(ether, clock=clock, user=name)
         self._ice = ice
 
     async def publish(self, topic: str, payload: bytes, *, qos: QoS = 1, retain: bool = False) -> None:
@@ -149,7 +148,7 @@ class Station:
         self._clock = clock = _IcyClock(premises.time, self.ice)
         self._tree: PlaceTree | None = None
         self.store = Store(premises.url, clock=clock, chance=chance, executor=_IcyExecutor(self.ice))
-        self.bus = _IcyBus(premises.ether, clock, self.ice)
+        self.bus = _IcyBus(name, premises.ether, clock, self.ice)
         self.signer = FileSigner(premises.folder / "keys", chance=chance, path_of=self._path_of)
         self.conductor = Conductor(
             name=name,
