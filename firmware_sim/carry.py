@@ -66,7 +66,7 @@ def take_in(identity: Identity, disk: Disk, carried: Carried, *, device_ns: int)
     taken = reading.taken
     taken.is_clock_known = now_ms is not None
     _take_sounds(disk, carried, reading.wanted, taken)
-    _forget_told(disk, reading, [raw for topic, raw in told if topic == own_ack], now_ms, memory)
+    _forget_told(disk, reading, [raw for topic, raw in told if topic == own_ack], memory)
     return taken
 
 
@@ -177,10 +177,10 @@ def _take_sounds(disk: Disk, carried: Carried, wanted: Mapping[str, int | None],
         taken.assets.append(sha256)
 
 
-def _forget_told(disk: Disk, reading: _Reading, acks: Sequence[bytes], now_ms: int | None, memory: Memory) -> None:
+def _forget_told(disk: Disk, reading: _Reading, acks: Sequence[bytes], memory: Memory) -> None:
     """The server has these reports: they need not be carried again."""
     before = Counter(reading.gate.refusals)
-    answers = [reading.gate.ack(raw, now_ms) for raw in acks]
+    answers = [reading.gate.ack(raw) for raw in acks]
     topic = str(NodeAck(reading.node_id))
     reading.taken.refused += [(topic, reason) for reason in reading.gate.refusals - before]
     log = _log(disk)
