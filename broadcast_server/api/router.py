@@ -29,6 +29,7 @@ from broadcast_server.api import (
     plays,
     problems,
     programmes,
+    readiness,
     relays,
     schedules,
     sendings,
@@ -89,6 +90,7 @@ def build_router() -> APIRouter:
         ties,
         emergencies,
         live,
+        readiness,
         plays,
         system,
     ):

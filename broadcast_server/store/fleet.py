@@ -164,6 +164,16 @@ def live_nodes_of_clusters(session: Session, cluster_ids: Collection[str]) -> di
     return {row.cluster_id: row for row in rows}
 
 
+def statuses_of(session: Session, node_ids: Collection[str]) -> dict[str, NodeStatusRow]:
+    """The last word of each of these nodes that was ever heard."""
+    found: dict[str, NodeStatusRow] = {}
+    ids = sorted(node_ids)
+    for start in range(0, len(ids), 5_000):
+        rows = session.scalars(select(NodeStatusRow).where(NodeStatusRow.node_id.in_(ids[start : start + 5_000])))
+        found |= {row.node_id: row for row in rows}
+    return found
+
+
 def node_of_asset_token(session: Session, secret: str) -> NodeRow | None:
     """Whose asset credential this is, if the node is in service."""
     return session.scalar(
