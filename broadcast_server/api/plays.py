@@ -26,7 +26,11 @@ BroadcastQuery = Annotated[str | None, Query(max_length=120)]
 
 
 class PlayShown(Shown):
-    """A line of the log: one planned stretch on one cluster, and the verdict over it."""
+    """A line of the log: one planned stretch on one cluster, and the verdict over it.
+
+    `late_ms` and `late_because`: the node's own word that it began late, and why; `late_because` alone: it began on
+    time by a clock that nobody had confirmed. `uncertainty_ms`: how wrong its clock may have been then.
+    """
 
     id: str
     broadcast_id: str
@@ -50,6 +54,9 @@ class PlayShown(Shown):
     asset_sha256: str | None
     approval: str | None
     judged_at: datetime | None
+    late_ms: int | None
+    late_because: str | None
+    uncertainty_ms: float | None
 
     @classmethod
     def of(cls, play: Play) -> PlayShown:

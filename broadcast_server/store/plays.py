@@ -7,8 +7,8 @@ the (start, id) of the last row seen, so rows that arrive meanwhile neither repe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.domain.proof import Verdict
-from broadcast_server.store import places
+from broadcast_server.store import beginnings, places
 from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow, ScheduleRow
 from broadcast_server.store.words import ContentKind, ScheduleKind
 from speaker_protocol.rules import BulletinClass
@@ -50,6 +50,10 @@ class Play:
     asset_sha256: str | None
     approval: str | None
     judged_at: datetime | None
+    late_ms: int | None = None
+    late_because: str | None = None
+    uncertainty_ms: float | None = None
+    """How the node says it began (`store.beginnings`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ def list_plays(
         query = query.where(
             or_(PlayRow.starts_at < starts_at, and_(PlayRow.starts_at == starts_at, PlayRow.id < play_id))
         )
-    return [
+    found = [
         Play(
             id=play.id,
             broadcast_id=play.broadcast_id,
@@ -147,6 +151,13 @@ def list_plays(
         )
         for play, broadcast, code, name in session.execute(query)
     ]
+    began = beginnings.beginnings_of(session, [(one.broadcast_id, one.node_id, one.starts_at) for one in found])
+    return [_with_beginning(one, began) for one in found]
+
+
+def _with_beginning(play: Play, began: Mapping[beginnings.Line, beginnings.Beginning]) -> Play:
+    told = began.get((play.broadcast_id, play.node_id, play.starts_at), beginnings.UNTOLD)
+    return replace(play, late_ms=told.late_ms, late_because=told.because, uncertainty_ms=told.uncertainty_ms)
 
 
 def broadcast(session: Session, broadcast_id: str) -> BroadcastRow:

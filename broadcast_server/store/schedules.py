@@ -25,7 +25,7 @@ from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, No
 from broadcast_server.domain.places import PlaceTree, Target, TargetKind
 from broadcast_server.domain.recurrence import Rule, occurrences, rule_from_dict
 from broadcast_server.domain.timeline import Entry
-from broadcast_server.store import places
+from broadcast_server.store import beginnings, places
 from broadcast_server.store.tables import (
     AssetRow,
     BulletinRow,
@@ -432,10 +432,12 @@ def reported_at(session: Session, cluster_id: str, at: datetime) -> list[dict[st
             PlayRow.reason,
             PlayRow.heard_ms,
             PlayRow.node_id,
+            PlayRow.starts_at,
             PlayRow.ends_at,
             PlayRow.judged_at,
         ).where(PlayRow.cluster_id == cluster_id, PlayRow.starts_at <= at, PlayRow.ends_at > at)
-    )
+    ).all()
+    began = beginnings.beginnings_of(session, [(one.broadcast_id, one.node_id, one.starts_at) for one in rows])
     return [
         {
             "broadcast_id": one.broadcast_id,
@@ -445,8 +447,11 @@ def reported_at(session: Session, cluster_id: str, at: datetime) -> list[dict[st
             "node_id": one.node_id,
             "ends_at": one.ends_at,
             "is_judged": one.judged_at is not None,
+            "late_ms": told.late_ms,
+            "late_because": told.because,
         }
         for one in rows
+        for told in (began.get((one.broadcast_id, one.node_id, one.starts_at), beginnings.UNTOLD),)
     ]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from broadcast_server.control import playing, scheduling
+from broadcast_server.control.outlook import explain
+from broadcast_server.control.plays import PlayQuery, list_plays
 from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.places import Target, TargetKind
@@ -334,3 +336,19 @@ async def test_two_ends_of_the_same_segment_are_both_judged(tmp_path: Path):
         assert of_relay[NEIGHBOUR].ends_at == START + timedelta(minutes=10)
         assert of_relay[NODE].ends_at < START + timedelta(minutes=10)
         assert all(row.judged_at is not None for row in of_relay.values())
+
+
+async def test_a_node_that_began_late_says_by_how_much_and_because_of_what(tmp_path: Path):
+    async with a_room(tmp_path) as room:
+        entry, start, began = await planned(room), START, at(17, 0, 35)
+        await room.until(at(17, 0, 40))
+        await room.node.report(
+            "started", entry, start, at=began, late_ms=35_000, reason="restarted", uncertainty_ms=4.5
+        )
+        await room.turn()
+        lines = await list_plays(room.village.desk, LAN, PlayQuery(cluster_id=f"c1-{DONG}"))
+        (line,) = [one for one in lines if one.starts_at == start]
+        assert (line.late_ms, line.late_because, line.uncertainty_ms) == (35_000, "restarted", 4.5)
+        told = await explain(room.village.desk, LAN, f"c1-{DONG}", at(17, 1))
+        (seen,) = [one for one in told.reported if one["broadcast_id"] == entry]
+        assert (seen["late_ms"], seen["late_because"]) == (35_000, "restarted")
