@@ -324,6 +324,7 @@ async def _engine_room(
         executor=desk.executor,
         sandbox=desk.audio.sandbox,
         folder=settings.data_dir / "voices",
+        require_space=desk.audio.assets.require_space,
         epoch=lambda: conductor.epoch,
     )
     judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=settings.playout.grace_s))

@@ -378,6 +378,7 @@ class _Line:
                     sounding=None if sight is None else sight.sounding,
                     planned=None if sight is None else sight.planned,
                     level_dbfs=state.level_dbfs,
+                    recorded=state.is_recorded,
                     counts=live.counts_of(state.counts),
                 )
 

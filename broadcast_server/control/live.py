@@ -325,11 +325,7 @@ async def look_at_live(desk: Desk, actor: Actor, session_id: str) -> Sight:
     def work(session: Session) -> Sight:
         row = live.get(session, session_id)
         access.authorize(session, actor, Action.LIVE, row.unit_id, at=now)
-        cut: Overriding | None = None
-        if row.state is LiveState.OPEN and live.is_anything_overriding(session, now):  # rarely: then look who is meant
-            around = Neighbourhood.read(session, places.local_date(now))
-            targets = schedules.targets_of(session, (row.schedule_id,)).get(row.schedule_id, ())
-            cut = next(iter(_overriding(session, around, around.reach(targets), row.unit_id, now)[0]), None)
+        cut = _cut_of(session, row, now) if row.state is LiveState.OPEN else None
         return Sight(
             state=row.state,
             end_reason=row.end_reason,
@@ -340,6 +336,23 @@ async def look_at_live(desk: Desk, actor: Actor, session_id: str) -> Sight:
         )
 
     return await desk.store.read(work)
+
+
+def _cut_of(session: Session, row: LiveSessionRow, now: datetime) -> Overriding | None:
+    """What the nodes sound instead; asked every second, so places are read only when there may be something."""
+    above = live.higher(session, row, now)
+    if not above and not live.is_anything_overriding(session, now):
+        return None
+    around = Neighbourhood.read(session, places.local_date(now))
+    targets = schedules.targets_of(session, [row.schedule_id, *(other.schedule_id for other, _ in above)])
+    reached = around.reach(targets.get(row.schedule_id, ()))
+    overriding, _ = _overriding(session, around, reached, row.unit_id, now)
+    leaders = [
+        Overriding("live_leader", other.id, other.unit_id, other.title, other.starts_at, other.ends_at)
+        for other, _ in above
+        if reached & around.reach(targets.get(other.schedule_id, ()))
+    ]
+    return next(iter([*overriding, *leaders]), None)
 
 
 # -- opening ----------------------------------------------------------------------------------------------------------
@@ -495,7 +508,13 @@ def _end(
         verb="live.end",
         unit_id=row.unit_id,
         subject=f"live/{row.id}",
-        detail={"reason": reason.value, "heard_ms": row.heard_ms, "counts": row.counts, "entry": row.entry_id},
+        detail={
+            "reason": reason.value,
+            "heard_ms": row.heard_ms,
+            "is_recorded": state is None or state.is_recorded,
+            "counts": row.counts,
+            "entry": row.entry_id,
+        },
     )
 
 

@@ -78,6 +78,8 @@ class VoiceState:
     heard_ms: int
     """How much has gone out, comfort silence included."""
     is_connected: bool
+    is_recorded: bool
+    """False once the disk took no more: the voice goes on all the same."""
     counts: VoiceCounts
 
 

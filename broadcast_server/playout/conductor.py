@@ -33,6 +33,7 @@ from broadcast_server.signer.port import Signer
 from broadcast_server.store import leases, outbox, plans, relays, reports, sequences
 from broadcast_server.store.plans import PublishedPlan, Seat
 from broadcast_server.store.session import Session, Store
+from speaker_protocol.rules import SourceKind
 
 log = get_logger()
 
@@ -584,13 +585,14 @@ def _stream_spec(arranged: relays.Arrangement, *, listeners: int, epoch: int) ->
 
 
 def _relays_of(desired: Desired) -> tuple[_Relay, ...]:
+    """What the engine must relay. The stream of a live voice is not among it: the voice's own room sends that."""
     policies = desired.fleet.policies
     fillers = [frozenset(policies[seat.unit_id].filler for seat in target.seats) for target in desired.targets]
     return tuple(
         _Relay(segment.stream, segment.start, segment.end, number, len(target.seats), fillers[number])
         for number, target in enumerate(desired.targets)
         for segment in target.plan.segments
-        if segment.stream is not None
+        if segment.stream is not None and segment.source is not SourceKind.LIVE
     )
 
 

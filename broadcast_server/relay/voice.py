@@ -86,6 +86,9 @@ _SILENCE: Final = bytes(FRAME_BYTES)
 
 _MAGIC: Final = {VoiceFormat.WEBM: (0, b"\x1a\x45\xdf\xa3"), VoiceFormat.MP4: (4, b"ftyp")}
 _STREAM: Final = {VoiceFormat.WEBM: StreamFormat.WEBM, VoiceFormat.MP4: StreamFormat.MP4}
+RequireSpace = Callable[[int], None]
+"""Raises `Unavailable` where the disk has no room for so many bytes beside its reserve."""
+
 _FRAMES_OF_CODE: Final = (1, 2, 2)
 _SILK_SAMPLES: Final = (480, 960, 1920, 2880)
 _HYBRID_SAMPLES: Final = (480, 960)
@@ -191,11 +194,13 @@ class Voice:
         executor: Executor,
         sandbox: Sandbox,
         limits: VoiceLimits,
+        require_space: RequireSpace,
     ) -> None:
         self.session_id, self.recording = session_id, recording
         self.counts = VoiceCounts()
         self.attachment: Attachment | None = None
         self._clock, self._executor, self._sandbox, self._limits = clock, executor, sandbox, limits
+        self._require_space = require_space
         self._since = clock.now()
         self._lost_at_s = clock.monotonic() + wait_s
         self._format = VoiceFormat.OPUS
@@ -316,6 +321,7 @@ class Voice:
             level_dbfs=round(self._shown[0], 1),
             heard_ms=self._heard_bytes // SAMPLE_BYTES * 1000 // SAMPLE_RATE_HZ,
             is_connected=self.attachment is not None,
+            is_recorded=self.is_recorded,
             counts=self.counts,
         )
 
@@ -418,19 +424,20 @@ class Voice:
         return bytes(kept)
 
     async def _keep(self, block: bytes, *, is_last: bool = False) -> None:
-        """Record what goes out, a second at a time. A full disk ends the recording, never the voice."""
+        """Record what goes out, a second at a time. A disk that is nearly full ends the recording, never the voice."""
         self._unrecorded += block
         if self._unrecorded and self.is_recorded and (is_last or len(self._unrecorded) >= RECORD_EVERY_BYTES):
             pcm = bytes(self._unrecorded)
             self._unrecorded.clear()
             try:
-                await self._executor.run(_append, self.recording, pcm)
-            except OSError as error:
+                await self._executor.run(_append, self.recording, pcm, self._require_space)
+            except (OSError, Unavailable) as error:
                 self.is_recorded = False
-                log.error("voice.not_recorded", session_id=self.session_id, errno=error.errno)  # noqa: TRY400
+                log.error("voice.not_recorded", session_id=self.session_id, reason=str(error))  # noqa: TRY400
 
 
-def _append(path: Path, pcm: bytes) -> None:
+def _append(path: Path, pcm: bytes, require_space: RequireSpace) -> None:
+    require_space(len(pcm))
     with path.open("ab") as file:
         file.write(pcm)
         os.fdatasync(file.fileno())
@@ -516,15 +523,18 @@ class VoiceRoom:
         executor: Executor,
         sandbox: Sandbox,
         folder: Path,
+        require_space: RequireSpace,
         epoch: Callable[[], int],
         limits: VoiceLimits = USUAL_LIMITS,
         delay_ms: int = DELAY_MS,
         packets_per_batch: int = PACKETS_PER_BATCH,
     ) -> None:
-        """`folder`: recordings until they are assets. `epoch`: the leader's, 0 while this process does not lead."""
+        """`folder`: recordings until they are assets, `require_space`: of its disk. `epoch`: the leader's, 0 while this
+        process does not lead.
+        """
         self._bus, self._signer, self._clock, self._chance = bus, signer, clock, chance
         self._executor, self._sandbox, self._limits = executor, sandbox, limits
-        self._folder, self._epoch = folder, epoch
+        self._folder, self._require_space, self._epoch = folder, require_space, epoch
         self._delay_ms, self._packets_per_batch = delay_ms, packets_per_batch
         self._voices: dict[str, Voice] = {}
         self._supervisor = Supervisor(clock=clock, chance=chance)
@@ -556,6 +566,7 @@ class VoiceRoom:
             executor=self._executor,
             sandbox=self._sandbox,
             limits=self._limits,
+            require_space=self._require_space,
         )
         self._voices[session_id] = voice
         self._supervisor.keep(_task_name(session_id), lambda: self._relay(voice), FOREVER)

@@ -98,7 +98,7 @@ def was_taken_off(session: Session, schedule_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Overriding:
-    """What silences a voice: an emergency until `until`, or the stop-all latch until somebody releases it."""
+    """What silences a voice: an emergency or a leader's voice until `until`, or stop-all until somebody releases it."""
 
     code: str
     winner_id: str
@@ -121,6 +121,23 @@ def overriding(session: Session, units: Collection[str], now: datetime) -> list[
         *(Overriding("stop_all", row.id, row.unit_id, row.set_by, row.since, None) for row in latches),
         *(Overriding("emergency", row.id, row.unit_id, _title(row), row.issued_at, row.expires_at) for row in alerts),
     ]
+
+
+def higher(session: Session, own: LiveSessionRow, now: datetime) -> list[tuple[LiveSessionRow, int]]:
+    """Other voices on the air that stand above this one, with their levels; the highest first."""
+    level = select(ScheduleRow.level).where(ScheduleRow.id == own.schedule_id).scalar_subquery()
+    rows = session.execute(
+        select(LiveSessionRow, ScheduleRow.level)
+        .join(ScheduleRow, ScheduleRow.id == LiveSessionRow.schedule_id)
+        .where(
+            LiveSessionRow.state == LiveState.OPEN,
+            LiveSessionRow.starts_at <= now,
+            LiveSessionRow.ends_at > now,
+            ScheduleRow.level > level,
+        )
+        .order_by(ScheduleRow.level.desc(), LiveSessionRow.id)
+    )
+    return [(row, above) for row, above in rows]
 
 
 def _latches(now: datetime) -> Select[tuple[StopAllRow]]:

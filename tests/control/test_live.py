@@ -363,6 +363,23 @@ async def test_the_speaker_is_told_who_sounds_it_and_what_cuts_it(tmp_path: Path
         assert (cut.code, cut.title, cut.until) == ("emergency", "Lũ về", at(9, 10))
 
 
+async def test_a_speaker_whom_the_leader_displaces_is_told_by_whom(tmp_path: Path):
+    async with a_live_village(tmp_path) as it:
+        await hire_a_chair(it)
+        first = await opened(it)
+        await it.clock.advance(5.0)
+        leader = await opened(
+            it, CHAIR, title="Chủ tịch nói", targets=(Target(TargetKind.GROUP, "group-cho"),), accept_conflicts=True
+        )
+        assert (await look_at_live(it.desk, LAN, first.live.id)).cut is None
+        await it.clock.advance(2.0)
+
+        cut = (await look_at_live(it.desk, LAN, first.live.id)).cut
+        assert cut is not None
+        assert (cut.code, cut.title, cut.until) == ("live_leader", "Chủ tịch nói", leader.live.ends_at)
+        assert (await look_at_live(it.desk, CHAIR, leader.live.id)).cut is None
+
+
 async def test_a_live_session_cannot_be_scheduled_or_changed_like_a_schedule(tmp_path: Path):
     async with a_live_village(tmp_path) as it:
         made = await opened(it)

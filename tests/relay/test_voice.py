@@ -66,7 +66,12 @@ class Studio:
 
 @asynccontextmanager
 async def a_studio(
-    signer: FileSigner, folder: Path, *, sandbox: Sandbox | None = None, limits: VoiceLimits | None = None
+    signer: FileSigner,
+    folder: Path,
+    *,
+    sandbox: Sandbox | None = None,
+    limits: VoiceLimits | None = None,
+    require_space: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[Studio]:
     clock = FakeClock()
     bus = LoopbackBus(LoopbackHub(), clock=clock)
@@ -80,6 +85,7 @@ async def a_studio(
         executor=InlineExecutor(),
         sandbox=sandbox or Sandbox.__new__(Sandbox),
         folder=folder / "voices",
+        require_space=require_space,
         epoch=lambda: leads[0],
         limits=limits or VoiceLimits(),
     )
@@ -368,6 +374,24 @@ async def test_a_new_leader_epoch_gives_the_voice_a_new_head_of_that_epoch(signe
 
         assert [envelope.epoch for envelope in studio.listener.envelopes][-1] == 8
         assert studio.listener.batches[-1].epoch == 8
+
+
+async def test_a_disk_without_room_ends_the_recording_and_not_the_voice(signer: FileSigner, tmp_path: Path):
+    left = [2 * 96_000]
+
+    def require_space(count: int) -> None:
+        if count > left[0]:
+            raise Unavailable("disk_full")
+        left[0] -= count
+
+    async with a_studio(signer, tmp_path, require_space=require_space) as studio:
+        hold = studio.room.attach(SESSION, VoiceFormat.OPUS)
+        await studio.speak(hold, packets(FIRST, 4.0))
+        state = studio.room.state(SESSION)
+        assert state is not None
+        assert not state.is_recorded
+        assert studio.listener.heard() == FIRST
+        assert 1.0 <= len(studio.pcm()) / 96_000 <= 2.0
 
 
 async def test_a_room_holds_so_many_voices_and_says_so(signer: FileSigner, tmp_path: Path):

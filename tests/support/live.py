@@ -71,6 +71,7 @@ class LiveVillage:
             executor=self.desk.executor,
             sandbox=self.desk.audio.sandbox,
             folder=self.folder / "voices",
+            require_space=self.desk.audio.assets.require_space,
             epoch=lambda: self.epoch,
         )
 
