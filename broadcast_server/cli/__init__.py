@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from broadcast_server.cli import assets, backup, bundles, clock, feeds, people, places, schedules, serve
+from broadcast_server.cli import assets, backup, bundles, clock, emergencies, feeds, people, places, schedules, serve
 
 app = typer.Typer(
     name="broadcast-server",
@@ -20,6 +20,8 @@ app.add_typer(people.tokens, name="token", help="Bearer tokens of the API.")
 app.add_typer(places.app, name="place", help="Org units and station policy.")
 app.add_typer(feeds.app, name="feed", help="Feeds, their offers and push credentials.")
 app.add_typer(schedules.app, name="schedule", help="Import, export and preview schedules.")
+app.add_typer(emergencies.app, name="emergency", help="Emergencies (khẩn cấp).")
+app.add_typer(emergencies.stops, name="stop-all", help="Stop-all (dừng tất cả).")
 app.add_typer(clock.app, name="clock", help="The server's own clock.")
 app.add_typer(bundles.app, name="bundle", help="Files carried to communes without a network, and back.")
 app.add_typer(assets.app, name="assets", help="Audio by its hash.")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from broadcast_server.cli import clock, feeds, people, places
+from broadcast_server.cli import clock, emergencies, feeds, people, places
 
 Errand = Callable[..., Any]
 
@@ -18,7 +18,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     """Runs a command on a data folder of its own."""
     monkeypatch.setenv("LOA_DATA_DIR", str(tmp_path))
     runner = CliRunner()
-    apps = {"place": places.app, "user": people.users, "token": people.tokens, "feed": feeds.app, "clock": clock.app}
+    apps = {
+        "place": places.app,
+        "user": people.users,
+        "token": people.tokens,
+        "feed": feeds.app,
+        "clock": clock.app,
+        "emergency": emergencies.app,
+        "stop-all": emergencies.stops,
+    }
 
     def run(noun: str, *arguments: str) -> Result:
         return runner.invoke(apps[noun], arguments)
@@ -67,3 +75,19 @@ def test_the_operator_says_that_the_machines_clock_is_right(machine: Callable[..
     assert told(machine("clock", "status", "--json")) == []
     assert machine("clock", "trust", "--reason", "ừ").exit_code == 1
     assert told(machine("clock", "trust", "--reason", "đối chiếu GPS", "--json"))["audit"] == 1
+
+
+def test_the_machines_own_hand_raises_ends_and_stops(machine: Callable[..., Result]):
+    machine("place", "add", "Xã Mô Phỏng", "--id", "x1", "--json")
+    asked = ("launch", "x1", "--mode", "drill", "--hazard", "flood", "--reason", "Diễn tập")
+    assert machine("emergency", *asked, "--confirm", "KHẨN CẤP").exit_code == 1
+    drill = told(machine("emergency", *asked, "--confirm", "DIỄN TẬP", "--json"))
+    assert (drill["mode"], drill["in_force"], drill["nodes"]) == ("drill", True, 0)
+    assert told(machine("emergency", "unreached", drill["id"], "--json")) == []
+    last = told(machine("emergency", "final", drill["id"], "--reason", "Hết giờ", "--json"))
+    assert (last["nature"], last["says"]) == ("final", "Tin cuối cùng. Buổi diễn tập đã kết thúc.")
+    assert told(machine("emergency", "cancel", last["id"], "--reason", "Đủ", "--json"))["state"] == "cancelled"
+    assert told(machine("emergency", "list", "--in-force", "--json")) == []
+    (latch,) = told(machine("stop-all", "set", "x1", "--reason", "Có người chiếm sóng", "--json"))
+    assert [one["id"] for one in told(machine("stop-all", "list", "--in-force", "--json"))] == [latch["id"]]
+    assert told(machine("stop-all", "release", latch["id"], "--reason", "Xong", "--json"))["released_at"]
