@@ -55,6 +55,8 @@ class FeedStatus:
     bytes_in: int = 0
     connects: int = 0
     failures: int = 0
+    format_changes: int = 0
+    """How often the source changed its codec, sampling rate or channels in mid-stream."""
 
 
 class FrameSource(Protocol):
@@ -208,6 +210,102 @@ def _adts_frame_bytes(head: bytes, at: int) -> int:
     return length if length > 7 else 0
 
 
+class FormatWatch:
+    """Notices a change of codec, sampling rate or channel count in the bytes that pass by; a bit rate may vary.
+
+    MPEG audio: frame headers, one after the other; ADTS likewise; Ogg: the first page of a new logical stream.
+    """
+
+    LOST_BYTES: Final = 4 * 1024
+    AGREE: Final = 3
+
+    def __init__(self, fmt: StreamFormat) -> None:
+        self.since_change = b""
+        """The bytes from the change on, once there was one."""
+        self._fmt = fmt
+        self._pending = b""
+        self._key: tuple[int, ...] | None = None
+        self._others: list[tuple[int, ...]] = []
+        self._other_at = 0
+        self._magic: bytes | None = None
+
+    def pass_by(self, chunk: bytes) -> int | None:
+        """Look at the next bytes. How many of them still belong to the old format if it changed, else None."""
+        before = len(self._pending)
+        data = self._pending + chunk
+        match self._fmt:
+            case StreamFormat.MP3:
+                at = self._frames(data, _mp3_frame_bytes, _mp3_key)
+            case StreamFormat.AAC:
+                at = self._frames(data, _adts_frame_bytes, _adts_key)
+            case StreamFormat.OGG:
+                at = self._pages(data)
+            case _:
+                return None
+        if at is None:
+            return None
+        self.since_change = data[at:]
+        return max(0, at - before)
+
+    def _frames(
+        self,
+        data: bytes,
+        length_of: Callable[[bytes, int], int],
+        key_of: Callable[[bytes, int], tuple[int, ...]],
+    ) -> int | None:
+        at, lost_from = 0, None
+        self._others.clear()
+        while at + 6 <= len(data):
+            length = length_of(data, at)
+            if length and at + length + 6 > len(data):
+                break
+            if length and (lost_from is None or length_of(data, at + length)):
+                lost_from = None
+                key = key_of(data, at)
+                self._key = self._key or key
+                if key == self._key:
+                    self._others.clear()
+                else:
+                    self._other_at = self._other_at if self._others else at
+                    self._others.append(key)
+                    if len(self._others) >= self.AGREE and len(set(self._others)) == 1:
+                        return self._other_at
+                at += length
+                continue
+            lost_from = at if lost_from is None else lost_from
+            at = data.find(b"\xff", at + 1)
+            at = len(data) if at < 0 else at
+            if at - lost_from >= self.LOST_BYTES:
+                found = sniff(data[lost_from:])
+                if found is not None and found is not self._fmt:
+                    return lost_from
+        keep_from = self._other_at if self._others else at if lost_from is None else lost_from
+        self._pending = data[max(keep_from, len(data) - 2 * self.LOST_BYTES) :]
+        return None
+
+    def _pages(self, data: bytes) -> int | None:
+        at = data.find(b"OggS")
+        while at >= 0 and at + 27 <= len(data):
+            start = at + 27 + data[at + 26]
+            if data[at + 5] & 2 and start + 8 <= len(data):
+                magic = bytes(data[start : start + 5])
+                if self._magic is not None and magic != self._magic:
+                    return at
+                self._magic = magic
+            at = data.find(b"OggS", at + 4)
+        self._pending = data[-300:] if at < 0 else data[at:]
+        return None
+
+
+def _mp3_key(data: bytes, at: int) -> tuple[int, ...]:
+    """Version and layer, sampling rate, one channel or two."""
+    return data[at + 1] & 0x1E, data[at + 2] & 0x0C, data[at + 3] >> 6 == 3
+
+
+def _adts_key(data: bytes, at: int) -> tuple[int, ...]:
+    return data[at + 1] & 0x08, data[at + 2] & 0xFD, data[at + 3] & 0xC0
+
+
 # -------------------------------------------------------------------------------------------------------------- HLS
 
 
@@ -337,7 +435,9 @@ class _Feed:
         connects = known.connects + (state is FeedState.HEALTHY and known.state is not FeedState.HEALTHY)
         if (known.state, known.reason) == (state, reason):
             return
-        self._status = FeedStatus(state, reason, self._clock.now(), self._bytes_in, connects, known.failures)
+        self._status = replace(
+            known, state=state, reason=reason, since=self._clock.now(), bytes_in=self._bytes_in, connects=connects
+        )
         if self._on_state is not None:
             self._on_state(self.status)
 
@@ -426,6 +526,44 @@ class _Feed:
             raise Refused("content_type", content_type=declared.value, found=found.value)
         return found, _joined(head, chunks)
 
+    async def _sound(self, chunks: AsyncIterator[bytes], declared: StreamFormat | None) -> AsyncGenerator[bytes, None]:
+        """PCM of `chunks`; where the format changes on the way, a fresh decoder takes over."""
+        fmt, whole = await self._sniffed(chunks, declared)
+        while True:
+            turn = _Turn(FormatWatch(fmt))
+            async with (
+                contextlib.aclosing(_until_change(whole, turn)) as same,
+                contextlib.aclosing(self._decode(fmt, same)) as blocks,
+            ):
+                async for block in blocks:
+                    yield block
+            if turn.rest is None:
+                await whole.aclose()
+                return
+            self._status = replace(self._status, format_changes=self._status.format_changes + 1)
+            was = fmt
+            fmt, whole = await self._sniffed(_joined(turn.rest, whole), None)
+            log.warning("feed.format_changed", feed_id=self.feed_id, was=was.value, now=fmt.value)
+
+
+@dataclass(slots=True)
+class _Turn:
+    watch: FormatWatch
+    rest: bytes | None = None
+    """What begins with the new format."""
+
+
+async def _until_change(chunks: AsyncIterator[bytes], turn: _Turn) -> AsyncGenerator[bytes, None]:
+    async for chunk in chunks:
+        at = turn.watch.pass_by(chunk)
+        if at is None:
+            yield chunk
+            continue
+        turn.rest = turn.watch.since_change
+        if at > 0:
+            yield chunk[:at]
+        return
+
 
 @dataclass(slots=True)
 class _Meter:
@@ -488,12 +626,6 @@ class PullFeed(_Feed):
             contextlib.aclosing(self._hls_chunks(response.url)) as chunks,
             contextlib.aclosing(self._sound(chunks, None)) as blocks,
         ):
-            async for block in blocks:
-                yield block
-
-    async def _sound(self, chunks: AsyncIterator[bytes], declared: StreamFormat | None) -> AsyncGenerator[bytes, None]:
-        fmt, whole = await self._sniffed(chunks, declared)
-        async with contextlib.aclosing(whole), contextlib.aclosing(self._decode(fmt, whole)) as blocks:
             async for block in blocks:
                 yield block
 
@@ -705,8 +837,7 @@ class PushFeed(_Feed):
                     continue
                 try:
                     async with contextlib.aclosing(connection.chunks()) as chunks:
-                        fmt, whole = await self._sniffed(chunks, connection.format)
-                        async with contextlib.aclosing(whole), contextlib.aclosing(self._decode(fmt, whole)) as blocks:
+                        async with contextlib.aclosing(self._sound(chunks, connection.format)) as blocks:
                             async for block in blocks:
                                 yield block
                     reason = "ended" if connection.end_reason is None else f"source_{connection.end_reason}"

@@ -314,10 +314,12 @@ class _Run:
             self._pending += bytes(missing)
             self.media.padded(missing // SAMPLE_BYTES)
         wanted = self._stream.packets_per_batch
-        while self._pending or self._empties:
+        left = len(self._pending) // FRAME_BYTES  # what comes while this is encoded belongs to the next batch
+        while left or self._empties:
             empties, self._empties = self._empties[: wanted - 1], []
-            frames = min(len(self._pending) // FRAME_BYTES, wanted - len(empties))
+            frames = min(left, wanted - len(empties))
             await self._send(frames, empties, flags)
+            left -= frames
 
     async def _send(self, frames: int, empties: list[int], flags: int) -> None:
         pcm = bytes(self._pending[: frames * FRAME_BYTES])

@@ -154,6 +154,18 @@ async def test_the_words_before_a_silence_are_not_kept_back(studio: Studio):
     assert [len(batch.packets) for batch in studio.listener.batches] == [50, 15]
 
 
+async def test_sound_that_comes_while_a_short_batch_is_being_made_belongs_to_the_next(studio: Studio):
+    """Blocks that are no whole frames, one of them arriving in the very moment the words before a pause go out."""
+    for _ in range(6):
+        studio.tape.give(0.1 + 1 / 96)
+        await settle()
+        await studio.clock.advance(0.9)
+        studio.tape.give(0.003)
+        await studio.clock.advance(0.9)
+    assert studio.stream.counters.runs == 1
+    assert all(batch.packets for batch in studio.listener.batches)
+
+
 async def test_after_a_silence_media_time_is_the_wall_again(studio: Studio):
     await studio.tape.play(2.0)
     await studio.clock.advance(5.0)
