@@ -836,10 +836,12 @@ class PushFeed(_Feed):
                 if connection is None:
                     continue
                 try:
-                    async with contextlib.aclosing(connection.chunks()) as chunks:
-                        async with contextlib.aclosing(self._sound(chunks, connection.format)) as blocks:
-                            async for block in blocks:
-                                yield block
+                    async with (
+                        contextlib.aclosing(connection.chunks()) as chunks,
+                        contextlib.aclosing(self._sound(chunks, connection.format)) as blocks,
+                    ):
+                        async for block in blocks:
+                            yield block
                     reason = "ended" if connection.end_reason is None else f"source_{connection.end_reason}"
                 except BroadcastError as error:
                     ended = connection.end_reason  # what was left of it could not be decoded: that is not why it ended
