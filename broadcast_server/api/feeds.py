@@ -1,11 +1,11 @@
-"""Feeds (nguồn tiếp âm) over HTTP: own, rotate, revoke, offer, see who carries it, conflicts."""
+"""Feeds (nguồn tiếp âm) over HTTP: own, rotate, revoke, offer, see who carries it."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
@@ -22,8 +22,8 @@ from broadcast_server.control.feeds import (
     NewOffer,
     PushCredential,
 )
-from broadcast_server.store.tables import ConflictRow, FeedOfferRow
-from broadcast_server.store.words import ConflictKind, FeedKind, FeedState, Tier
+from broadcast_server.store.tables import FeedOfferRow
+from broadcast_server.store.words import FeedKind, FeedState, Tier
 
 router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
 
@@ -295,51 +295,3 @@ async def offer_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, form: Offe
 async def withdraw_offer(desk: DeskDep, actor: ActorDep, offer_id: IdPath) -> Offer:
     """Take an offer back from now on; coming relays that rest on it become conflicts."""
     return Offer.of(await feeds.withdraw_offer(desk, actor, offer_id))
-
-
-# -- conflicts --------------------------------------------------------------------------------------------------------
-
-
-class ScheduleConflict(Shown):
-    """Coming entries that will not sound as planned. `facts` tell the winner or the successor proposed."""
-
-    id: str
-    unit_id: str
-    schedule_id: str
-    kind: ConflictKind
-    subject: str
-    affects_from: datetime
-    facts: dict[str, Any]
-    opened_at: datetime
-    closed_at: datetime | None
-
-    @classmethod
-    def of(cls, row: ConflictRow) -> ScheduleConflict:
-        """As callers see it."""
-        return cls(
-            id=row.id,
-            unit_id=row.unit_id,
-            schedule_id=row.schedule_id,
-            kind=row.kind,
-            subject=row.subject,
-            affects_from=row.affects_from,
-            facts=row.facts,
-            opened_at=row.opened_at,
-            closed_at=row.closed_at,
-        )
-
-
-@router.get("/conflicts")
-async def list_conflicts(
-    desk: DeskDep,
-    actor: ActorDep,
-    paging: PagingDep,
-    within: IdQuery = None,
-    feed_id: IdQuery = None,
-    closed: Annotated[bool, Query(description="solved ones too")] = False,
-) -> Page[ScheduleConflict]:
-    """What is in the way of coming entries, by id: in the subtree of `within`, of one feed."""
-    found = await feeds.list_conflicts(
-        desk, actor, within=within, feed_id=feed_id, closed=closed, after=paging.after, limit=paging.fetch
-    )
-    return paging.page(found, key=lambda row: row.id, item=ScheduleConflict.of)

@@ -397,16 +397,29 @@ async def list_conflicts(
     within: str | None = None,
     feed_id: str | None = None,
     closed: bool = False,
+    is_mine: bool = False,
     after: str | None = None,
     limit: int = 100,
 ) -> list[ConflictRow]:
-    """Coming entries that will not sound as planned, each with what is in the way and the way out."""
+    """Coming entries that will not sound as planned, each with what is in the way and the way out.
+
+    `is_mine`: of what the actor put on the air, whoever displaced it since.
+    """
     now = desk.clock.now()
 
     def work(session: Session) -> list[ConflictRow]:
         roots = roots_for(session, actor, Action.READ, within, now)
         on = places.local_date(now)
-        return conflicts.list_conflicts(session, roots, on, closed=closed, feed_id=feed_id, after=after, limit=limit)
+        return conflicts.list_conflicts(
+            session,
+            roots,
+            on,
+            closed=closed,
+            feed_id=feed_id,
+            placed_by=actor.login if is_mine else None,
+            after=after,
+            limit=limit,
+        )
 
     return await desk.store.read(work)
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from broadcast_server.control.clashes import Way, WayOut
 from broadcast_server.domain.proof import Missing
+from broadcast_server.domain.timeline import DropReason
+from broadcast_server.store.tables import ConflictRow
 from broadcast_server.store.words import ConflictKind
 from speaker_protocol.rules import Trouble, Why
 
@@ -71,3 +74,54 @@ NODE_UNTIL: Final[Mapping[str, str]] = {
 
 NODE_REASONS: Final = frozenset(one.value for reasons in (Why, Trouble, Missing) for one in reasons)
 """Why a node was not heard: its own reasons, and ours where it said nothing. Each has a sentence, `node_` before it."""
+
+
+# -- conflicts, for who placed what loses -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What the author of a coming entry is told: the sentence, the ground, and what to change."""
+
+    code: str
+    facts: Mapping[str, Any]
+    grounds: Grounds
+    ways_out: tuple[WayOut, ...]
+
+
+def of_conflict(row: ConflictRow) -> Loss:
+    """A conflict in words: who won and until when, or what is missing and who can mend it."""
+    facts = {"title": "", "at": row.affects_from.isoformat(), "affects_from": row.affects_from, **row.facts}
+    reason = str(row.facts.get("reason", ""))
+    if row.kind is ConflictKind.ENTRY_DROPPED and reason in frozenset(DropReason):
+        until = datetime.fromisoformat(row.facts["until"])
+        winner_id, winner = row.facts.get("winner_id"), row.facts.get("winner_title")
+        facts |= {"winner_title": winner or "", "winner": winner or "", "loser": facts["title"]}
+        grounds = Grounds(row.facts["rule"], until, None, winner_id, winner)
+        return Loss(f"dropped_{reason}", facts, grounds, _ways_of_the_dropped(row, DropReason(reason), until))
+    if row.kind is ConflictKind.ENTRY_DROPPED:
+        return Loss("blocked_unreadable", facts, Grounds(reason, ends_with="until_mended"), ())
+    if row.kind is ConflictKind.REFUSED_BY_POLICY:
+        code = str(row.facts["code"])
+        return Loss(code, facts, Grounds(code, ends_with=str(row.facts["fix"])), (WayOut(Way.MOVE, {}),))
+    if row.kind is ConflictKind.PLAN_TOO_LARGE:
+        return Loss("explain_plan_too_large", facts, Grounds("plan_too_large", ends_with="until_plan_reaches"), ())
+    if row.kind is ConflictKind.NOT_STAGGERED:  # it sounds all the same, at its own second
+        minutes = -(-int(row.facts["shift_s"]) // 60)
+        ways = (WayOut(Way.ALLOW_WAIT, {"minutes": minutes}),)
+        return Loss("not_staggered", facts, Grounds("not_staggered", ends_with=str(row.facts["fix"])), ways)
+    if row.kind is ConflictKind.FEED_DEAD:
+        return Loss("conflict_feed_dead", facts, Grounds("conflict_feed_dead", ends_with="until_stream_returns"), ())
+    successor_id = row.facts.get("successor_id")
+    ends_with = BLOCKED_UNTIL[row.kind] if successor_id is None else "until_successor"
+    return Loss(
+        f"blocked_{row.kind.value}", facts, Grounds(f"blocked_{row.kind.value}", None, ends_with, successor_id), ()
+    )
+
+
+def _ways_of_the_dropped(row: ConflictRow, reason: DropReason, until: datetime) -> tuple[WayOut, ...]:
+    ways = [WayOut(Way.MOVE, {"to": until.isoformat()})]
+    wait_s = (until - row.affects_from).total_seconds()
+    if reason in {DropReason.NO_ROOM, DropReason.TOO_LATE} and wait_s > 0:
+        ways.append(WayOut(Way.ALLOW_WAIT, {"minutes": -int(-wait_s // 60)}))
+    return (*ways, WayOut(Way.OTHER_TARGETS, {}), WayOut(Way.SHORTEN, {}))

@@ -381,7 +381,7 @@ class Line:
                 drop.entry_id,
                 drop.winner_id,
                 drop.at,
-                self._air_until(drop.winner_id, drop.at) or self.entries[drop.entry_id].entry.end,
+                self.resolution.air_until(drop.winner_id, drop.at) or self.entries[drop.entry_id].entry.end,
             )
             for drop in self.resolution.dropped
         ]
@@ -398,11 +398,6 @@ class Line:
             facts = {**fault.error.facts, "reason": fault.error.code, **grounds.facts()}
             missing.append(Missing(schedule_id, schedule_id, fault.name, window.start, "blocked_unreadable", facts))
         return sounding, tuple(sorted(missing, key=lambda one: (one.at, one.entry_id, one.code)))
-
-    def _air_until(self, entry_id: str | None, at: datetime) -> datetime | None:
-        """When the winner lets go of the air that it has at `at`, or had just before."""
-        ends = [one.end for one in self.resolution.segments if one.entry_id == entry_id and one.start <= at]
-        return max(ends, default=None)
 
     def _lost(self, code: str, loser_id: str, winner_id: str | None, at: datetime, until: datetime) -> Missing:
         loser = self.entries[loser_id]

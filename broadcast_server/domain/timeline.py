@@ -125,6 +125,10 @@ class Resolution:
     dropped: tuple[Dropped, ...]
     waits: tuple[Wait, ...]
 
+    def air_until(self, entry_id: str | None, at: datetime) -> datetime | None:
+        """When an entry lets go of the air that it has at `at`, or had just before; None: it never had it by then."""
+        return max((one.end for one in self.segments if one.entry_id == entry_id and one.start <= at), default=None)
+
 
 def resolve(entries: Iterable[Entry], window: Window) -> Resolution:
     """The line of segments inside `window`.

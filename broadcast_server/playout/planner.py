@@ -21,7 +21,7 @@ from datetime import date, datetime, time, timedelta
 from typing import Any, Final
 
 from broadcast_server.domain import policy as policies
-from broadcast_server.domain import stagger, timeline
+from broadcast_server.domain import precedence, stagger, timeline
 from broadcast_server.domain.clock import LOCAL, Window, from_ms, to_ms
 from broadcast_server.domain.errors import BroadcastError, Corrupt, Invalid
 from broadcast_server.domain.places import PlaceTree, Target, clusters_of
@@ -317,7 +317,8 @@ def _make(
     resolution = timeline.resolve(lines, window)
     troubles = [*unmoved]
     troubles += [
-        _trouble(by_id[dropped.entry_id], ConflictKind.ENTRY_DROPPED, _why(dropped)) for dropped in resolution.dropped
+        _trouble(by_id[dropped.entry_id], ConflictKind.ENTRY_DROPPED, _why(dropped, by_id, resolution))
+        for dropped in resolution.dropped
     ]
     segments = [_segment(by_id[segment.entry_id], segment) for segment in resolution.segments]
     forbidden = set()
@@ -440,8 +441,23 @@ def _quiet_of(seat: Seat) -> tuple[QuietHours, ...]:
     return () if policy is None else policy.quiet_of(seat.cluster_id)[1:]
 
 
-def _why(dropped: timeline.Dropped) -> dict[str, Any]:
-    return {"reason": dropped.reason.value, "winner_id": dropped.winner_id, "at": dropped.at.isoformat()}
+def _why(
+    dropped: timeline.Dropped, by_id: Mapping[str, ScheduledEntry], resolution: timeline.Resolution
+) -> dict[str, Any]:
+    """For who placed it: who won, by which rule, until when."""
+    loser = by_id[dropped.entry_id]
+    until = resolution.air_until(dropped.winner_id, dropped.at) or loser.entry.end
+    told = {"reason": dropped.reason.value, "at": dropped.at.isoformat(), "until": until.isoformat()}
+    winner = None if dropped.winner_id is None else by_id[dropped.winner_id]
+    if winner is None:
+        return told | {"winner_id": None, "rule": "no_winner"}
+    rule = precedence.explain(winner.entry, loser.entry).code
+    return told | {
+        "winner_id": winner.id,
+        "winner_title": winner.title,
+        "winner_unit": winner.unit_id,
+        "rule": f"reason_{rule.value}",
+    }
 
 
 def _fault(schedule_id: str, fault: Fault, now: datetime) -> Trouble:
@@ -453,7 +469,7 @@ def _fault(schedule_id: str, fault: Fault, now: datetime) -> Trouble:
         entry_id=schedule_id,
         affects_from=datetime.combine(places.local_date(now), time(0), LOCAL),  # the same all day: told once
         until=now,
-        facts={**fault.error.facts, "reason": fault.error.code},
+        facts={"title": fault.name, **fault.error.facts, "reason": fault.error.code},
     )
 
 
@@ -467,5 +483,5 @@ def _trouble(
         entry_id=entry.entry.id,
         affects_from=entry.entry.start,
         until=until or entry.entry.end,
-        facts=facts,
+        facts={"title": entry.title, **facts},
     )

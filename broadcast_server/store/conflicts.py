@@ -148,10 +148,14 @@ def list_conflicts(
     *,
     closed: bool = False,
     feed_id: str | None = None,
+    placed_by: str | None = None,
     after: str | None = None,
     limit: int = 100,
 ) -> list[ConflictRow]:
-    """Conflicts of schedules within `roots` by id, those after `after`; `closed`: solved ones too."""
+    """Conflicts of schedules within `roots` by id, those after `after`.
+
+    `closed`: solved ones too; `placed_by`: login of whose schedules alone.
+    """
     query = select(ConflictRow).order_by(ConflictRow.id).limit(limit)
     if roots is not None:
         query = query.where(ConflictRow.unit_id.in_(places.subtree_query(roots, on)))
@@ -161,6 +165,9 @@ def list_conflicts(
         query = query.join(ScheduleRow, ScheduleRow.id == ConflictRow.schedule_id).where(
             ScheduleRow.content_kind == ContentKind.FEED, ScheduleRow.content_id == feed_id
         )
+    if placed_by is not None:
+        placed = select(ScheduleRow.id).where(ScheduleRow.created_by == placed_by)
+        query = query.where(ConflictRow.schedule_id.in_(placed))
     if after is not None:
         query = query.where(ConflictRow.id > after)
     return list(session.scalars(query))
