@@ -43,6 +43,8 @@ _STEEPEST: Final = 300e-6
 """A crystal that is further off is broken; the prior holds good ones near 0."""
 _SLEW_PER_NS: Final = 0.002
 _SLEW_WITHIN_NS: Final = 8 * SECOND
+_SLEW_AT_MOST_PER_NS: Final = 0.015
+"""Below what a sounding programme may be steered by, so that a slew is never heard as a jump."""
 GOOD_NS: Final = 2 * MS
 """An estimate this good needs no hurry."""
 HOLDOVER_AFTER_NS: Final = 60 * SECOND
@@ -326,7 +328,9 @@ class Discipline:
     def _slewing_ns(self, device_ns: int) -> float:
         if not self._slew_ns:
             return 0.0
-        lasts_ns = min(abs(self._slew_ns) / _SLEW_PER_NS, float(_SLEW_WITHIN_NS))
+        lasts_ns = max(
+            min(abs(self._slew_ns) / _SLEW_PER_NS, float(_SLEW_WITHIN_NS)), abs(self._slew_ns) / _SLEW_AT_MOST_PER_NS
+        )
         gone = (device_ns - self._slew_from_ns) / lasts_ns
         return self._slew_ns * (1.0 - gone) if 0.0 <= gone < 1.0 else (self._slew_ns if gone < 0.0 else 0.0)
 

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Final
 
 LATE_FROM_MS: Final = 250
+_PASSING: Final = frozenset({"hole", "underrun"})
+"""What a moment of decoding leaves: no reason of its own where something greater happened."""
 
 
 class Because(StrEnum):
@@ -38,7 +40,7 @@ def lateness(start_ms: int, at_ms: int, trouble: str | None, marks: Marks) -> tu
     late_ms = at_ms - start_ms
     if late_ms < LATE_FROM_MS:
         return None, None
-    if trouble is not None:
+    if trouble is not None and trouble not in _PASSING:
         return late_ms, trouble
     for at, because in (
         (marks.stepped_ms, Because.CLOCK_STEPPED),
@@ -48,4 +50,4 @@ def lateness(start_ms: int, at_ms: int, trouble: str | None, marks: Marks) -> tu
     ):
         if start_ms < at <= at_ms + LATE_FROM_MS:
             return late_ms, because
-    return late_ms, Because.LATE
+    return late_ms, trouble or Because.LATE
