@@ -97,6 +97,8 @@ PREPARE_AHEAD_MS: Final = 15_000
 REMEMBER_CLOCK_S: Final = 600.0
 MAX_ORDERS: Final = 16
 URGENT_DOWNLOADS: Final = 8
+CONNECTING_S: Final = 60.0
+"""A node that was up so lately is connecting; later it is offline, though it tries all the same."""
 NOTE_HEARD_S: Final = 30.0
 """So much of what was heard a power cut may take from the log: the flash is written so often while something sounds."""
 MOST_DUE: Final = 64
@@ -264,6 +266,8 @@ class Firmware:
         self._wake_output = asyncio.Event()
         self._wake_house = asyncio.Event()
         self._remembered_s = 0.0
+        self._up_s = kit.true.now_ns() / 1e9
+        """When the link was last seen up; at first, when the power came."""
         self.gate = Gate(
             node_id=self.node_id,
             root_public=bytes.fromhex(identity.root_public_key),
@@ -1245,6 +1249,7 @@ class Firmware:
         return machine(
             Signs(
                 is_up=self.link.is_up,
+                is_connecting=self._kit.true.now_ns() / 1e9 - self._up_s < CONNECTING_S,
                 clock=self.clock.source(device_ns),
                 uncertainty_ms=self.clock.uncertainty_ms(device_ns),
                 is_clock_confirmed=self.clock.is_confirmed,
@@ -1311,6 +1316,7 @@ class Firmware:
         while True:
             now_s = self._kit.true.now_ns() / 1e9
             if self.link.is_up:
+                self._up_s = now_s
                 interval_s = self.situation.config.status_interval_s if self.situation.config is not None else 30
                 since_s = now_s - self._status_sent_s
                 if since_s >= interval_s or (self._status_due and since_s >= 2.0):

@@ -161,8 +161,21 @@ class NodeStatus(Shown):
     body: dict[str, Any]
 
 
+class NodeLog(Shown):
+    """The device's own log at the server: all lines up to `through`, some up to `highest`, of which `missing` may lack.
+
+    `forked_at`: since when another device is known to speak with this one's key.
+    """
+
+    through: int
+    highest: int
+    missing: int
+    forked_at: datetime | None
+    forked_line: int | None
+
+
 class Node(Shown):
-    """A networked controller; `status` null: never heard of."""
+    """A networked controller; `status` null: never heard of; `log` null: it never told a numbered line."""
 
     id: str
     unit_id: str
@@ -174,11 +187,12 @@ class Node(Shown):
     enrolled_at: datetime
     retired_at: datetime | None
     status: NodeStatus | None
+    log: NodeLog | None
 
     @classmethod
     def of(cls, view: NodeView) -> Node:
         """As callers see it."""
-        row, status = view.node, view.status
+        row, status, log = view.node, view.status, view.log
         return cls(
             id=row.id,
             unit_id=row.unit_id,
@@ -198,6 +212,15 @@ class Node(Shown):
                 plan_sha256=status.plan_sha256,
                 sounding=status.sounding,
                 body=status.body,
+            ),
+            log=None
+            if log is None
+            else NodeLog(
+                through=log.through,
+                highest=log.highest,
+                missing=log.highest - log.through,
+                forked_at=log.forked_at,
+                forked_line=log.forked_line,
             ),
         )
 

@@ -32,6 +32,7 @@ from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
     ClusterRow,
+    DeviceLogRow,
     EnrolmentTokenRow,
     GroupRow,
     NodeRow,
@@ -543,11 +544,12 @@ def _cluster_to_drive(
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node, its cluster, and its last word; `status` None: never heard of."""
+    """A node, its cluster, its last word (`status` None: never heard of), and how much of its log is here."""
 
     node: NodeRow
     cluster: ClusterRow
     status: NodeStatusRow | None
+    log: DeviceLogRow | None
 
 
 @dataclass(frozen=True, slots=True)

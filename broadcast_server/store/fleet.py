@@ -20,6 +20,7 @@ from broadcast_server.store import places
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.tables import (
     ClusterRow,
+    DeviceLogRow,
     EnrolmentTokenRow,
     GroupMemberRow,
     GroupRow,
@@ -202,11 +203,12 @@ def retire_node(session: Session, row: NodeRow, now: datetime) -> None:
 
 
 class NodeSeen(NamedTuple):
-    """A node with its cluster and the last word it said of itself."""
+    """A node with its cluster, the last word it said of itself, and how much of its log is here."""
 
     node: NodeRow
     cluster: ClusterRow
     status: NodeStatusRow | None
+    log: DeviceLogRow | None
 
 
 def list_nodes(
@@ -223,9 +225,10 @@ def list_nodes(
 ) -> list[NodeSeen]:
     """Nodes by id within `roots`, those after `after`; `link`: only those whose last word was this."""
     query = (
-        select(NodeRow, ClusterRow, NodeStatusRow)
+        select(NodeRow, ClusterRow, NodeStatusRow, DeviceLogRow)
         .join(ClusterRow, ClusterRow.id == NodeRow.cluster_id)
         .outerjoin(NodeStatusRow, NodeStatusRow.node_id == NodeRow.id)
+        .outerjoin(DeviceLogRow, DeviceLogRow.node_id == NodeRow.id)
         .order_by(NodeRow.id)
         .limit(limit)
     )

@@ -7,7 +7,7 @@ from typing import Any
 from broadcast_server.control import scheduling
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import NodeRow, NodeStatusRow
+from broadcast_server.store.tables import DeviceLogRow, NodeRow, NodeStatusRow
 from broadcast_server.store.words import ContentKind
 from tests.api.test_schedules_api import API, an_office, told
 from tests.support.village import DONG, HA, PROVINCE, TAY, Village, at, daily
@@ -81,6 +81,20 @@ async def test_silence_is_never_readiness() -> None:
             f"n-{C2}": "node_never_heard",
             f"n-c1-{TAY}": "node_not_asked_yet",
         }
+
+
+async def test_a_copied_device_and_a_gap_in_its_log_are_seen_at_the_node() -> None:
+    async with an_office() as (village, client):
+        await a_node(village, C1, link="online", due=[])
+        assert (await client.get(f"{API}/nodes/n-{C1}")).json()["log"] is None
+        seen_at = village.clock.now()
+        await village.desk.store.begin(
+            lambda session: session.add(
+                DeviceLogRow(node_id=f"n-{C1}", through=5, highest=9, forked_at=seen_at, forked_line=4)
+            )
+        )
+        log = (await client.get(f"{API}/nodes/n-{C1}")).json()["log"]
+        assert (log["through"], log["missing"], log["forked_line"]) == (5, 4, 4)
 
 
 async def test_nothing_due_no_right_and_no_sense() -> None:
