@@ -144,9 +144,19 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         supervisor = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
         stack.push_async_callback(supervisor.close)
         supervisor.keep("store.doorbell", store.doorbell.watch, FOREVER)
+        watch = ClockWatch(
+            process=chance.new_id(),
+            host=os.uname().nodename,
+            store=store,
+            clock=clock,
+            kernel=kernel_is_synchronised,
+            is_database_elsewhere=store.url.host not in {None, "", "localhost", "127.0.0.1", "::1"},
+        )
+        await watch.look()  # nothing is said before the clock was held against what the store remembers
+        supervisor.keep("playout.clock_watch", watch.run, FOREVER)
         desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
-            await _engine_room(server, stack, supervisor, desk, clock)
+            await _engine_room(server, stack, supervisor, desk, watch)
         if Role.API in mine:
             supervisor.keep("control.herald", Herald(desk).run, FOREVER)
             await _front_door(server, stack, desk, door)
@@ -251,20 +261,11 @@ class _Paths:
 
 
 async def _engine_room(
-    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk, clock: SteadyClock
+    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk, watch: ClockWatch
 ) -> None:
-    settings, store, chance = server.settings, desk.store, desk.chance
+    settings, store, clock, chance = server.settings, desk.store, desk.clock, desk.chance
     paths = _Paths(clock)
     keys = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
-    watch = ClockWatch(
-        process=chance.new_id(),
-        host=os.uname().nodename,
-        store=store,
-        clock=clock,
-        kernel=kernel_is_synchronised,
-        is_database_elsewhere=store.url.host not in {None, "", "localhost", "127.0.0.1", "::1"},
-    )
-    await watch.look()  # nothing is said before the clock was held against what the store remembers
     signer = GuardedSigner(keys, watch)
     link = await _broker(server, stack, supervisor, desk)
     bus = PahoBus(
@@ -385,7 +386,6 @@ async def _engine_room(
     stack.push_async_callback(tasks.close)
     if link.users is not None:
         tasks.keep("playout.broker_users", link.users.run, FOREVER)
-    tasks.keep("playout.clock_watch", watch.run, FOREVER)
     tasks.keep("playout.inbox", inbox.run, FOREVER)
     tasks.keep("playout.clock_answers", inbox.answer, FOREVER)
     tasks.keep("playout.judge", judge.run, FOREVER)

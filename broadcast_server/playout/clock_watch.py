@@ -90,7 +90,7 @@ class ClockStatus:
 
 
 class ClockWatch:
-    """One per process with an engine room."""
+    """One per process of the server."""
 
     def __init__(
         self,
