@@ -50,6 +50,11 @@ class Account:
         """What was heard since: lost if the power goes now and nobody wrote it down."""
         return self.heard_ms - self.told_ms
 
+    def note(self, trouble: str) -> None:
+        """The first trouble stays; that a node spoke in its own words is none beside a real one."""
+        if self.trouble in {None, Why.ALERT_ASSET_MISSING.value}:
+            self.trouble = trouble
+
     @property
     def heard_ms(self) -> int:
         """How long it was heard."""
@@ -113,19 +118,19 @@ class Ledger:
                 account.heard_samples += chunk.samples
                 account.power += piece.power
                 if chunk.why is Why.ALERT_ASSET_MISSING:
-                    account.trouble = account.trouble or chunk.why.value
+                    account.note(chunk.why.value)
             case Sounding.SOUND:
                 account.mute_samples += chunk.samples
-                account.trouble = account.trouble or Trouble.NO_SOUND_FROM_HORN.value
+                account.note(Trouble.NO_SOUND_FROM_HORN.value)
             case Sounding.HOLE:
                 account.holes_samples += chunk.samples
                 if chunk.samples >= SAMPLE_RATE_HZ // 10 or piece.is_underrun:
-                    account.trouble = account.trouble or (Trouble.UNDERRUN if piece.is_underrun else Trouble.HOLE).value
+                    account.note((Trouble.UNDERRUN if piece.is_underrun else Trouble.HOLE).value)
             case Sounding.SILENCE:
                 if chunk.why in _ALERT_WHY and account.heard_samples:
                     account.rest_samples += chunk.samples
                 if chunk.why not in _FINE_WHY:
-                    account.trouble = account.trouble or chunk.why.value
+                    account.note(chunk.why.value)
 
     def _account(self, tag: Tag | None, at_ms: int, why: Why) -> Account | None:
         account = self.current

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from broadcast_server.domain.proof import Report, ReportKind
+from speaker_protocol.rules import Why
 
 ANSWER_WITHIN: Final = timedelta(seconds=3)
 RETRY_AFTER_S: Final = (1, 2, 4, 8, 15, 30)
@@ -99,6 +100,8 @@ class Delivery:
         return min(ends, default=None)
 
 
+_WHOLE: Final = frozenset({None, Why.ALERT_ASSET_MISSING.value})
+"""Reasons beside which a round was whole: a node that lacks the recording says the same in its own words."""
 ALERT: Final = "alert:"
 LATCH: Final = "latch:"
 
@@ -148,7 +151,7 @@ def reported(delivery: Delivery, reports: Iterable[Report], *, now: datetime) ->
             )
         elif report.heard <= timedelta(0):
             delivery = _to(delivery, DeliveryState.MISSED, report.reason)
-        elif report.reason is None:
+        elif report.reason in _WHOLE:
             delivery = replace(_to(delivery, DeliveryState.HEARD), heard_at=delivery.heard_at or report.at)
         elif delivery.state is not DeliveryState.HEARD:
             delivery = replace(delivery, state=DeliveryState.PARTIAL, reason=report.reason)

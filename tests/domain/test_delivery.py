@@ -70,6 +70,11 @@ def test_a_node_that_was_silenced_sounds_once_it_may() -> None:
     assert (free.state, free.reason) == (DeliveryState.SOUNDING, None)
 
 
+def test_a_round_in_the_nodes_own_words_counts_as_heard() -> None:
+    told = [report(ReportKind.FINISHED, 40, heard_s=35, reason="alert_asset_missing")]
+    assert reported(sent(), told, now=after(41)).state is DeliveryState.HEARD
+
+
 def test_the_nodes_own_word_that_nothing_sounded_is_not_forgotten() -> None:
     missed = reported(sent(), [report(ReportKind.NOT_SOUNDED, 9, reason="amp_off")], now=after(10))
     assert (missed.state, missed.reason) == (DeliveryState.MISSED, "amp_off")
