@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from firmware_sim.decoder import DecodeCache
 from firmware_sim.ear import heard
@@ -31,10 +32,15 @@ class Sender:
     def head(self) -> Head:
         return Head(self.body, self.epoch, T0_MS + 3_600_000)
 
-    def batches(self, pcm: Pcm) -> list[bytes]:
+    def batches(self, pcm: Pcm, *, after: int = 0) -> list[bytes]:
+        """`after`: how many packets went before."""
         raw = packets(pcm)
         return [
-            pack(AudioBatch(self.epoch, i, at * 960, tuple(raw[at : at + 25])), self.key.key, self.stream)
+            pack(
+                AudioBatch(self.epoch, after // 25 + i, (after + at) * 960, tuple(raw[at : at + 25])),
+                self.key.key,
+                self.stream,
+            )
             for i, at in enumerate(range(0, len(raw) - 24, 25))
         ]
 
@@ -69,6 +75,22 @@ def test_a_clean_stream_is_sounded_to_the_sample_and_without_a_seam():
     assert listener.holes == 0
     # After the codec settled nothing is steeper than in the original: one decoder, no seam.
     assert np.abs(np.diff(got[9_600:].astype(int))).max() < 1.15 * np.abs(np.diff(pcm.astype(int))).max()
+
+
+@pytest.mark.parametrize(
+    "wrap", [2**31, 2**32, 2**33 * 8 // 15, 2**31 * 48], ids=["12.4 h", "24.9 h", "26.5 h at 90 kHz", "24.9 d of ms"]
+)
+def test_a_stream_that_has_run_for_days_passes_the_ends_of_other_peoples_counters(wrap: int):
+    after = (wrap // 960 - 100) // 25 * 25
+    sender, listener = Sender(), Listener()
+    listener.receiver.take_head(Head(sender.body, 1, T0_MS + 40 * 86_400_000))
+    for raw in sender.batches(tone((700, 1600), 4), after=after):
+        listener.receiver.take_batch(raw, 0)
+    got = listener.listen(3.6, T0_MS + DELAY_MS + after * 20 + 200)  # its decoder has warmed up
+    assert (listener.holes, listener.refusals) == (0, Counter())
+    (one,) = heard(got, T0_MS * 1_000_000)
+    assert one.pair == (700, 1600)
+    assert (one.end_ns - one.start_ns) / 1e9 > 3.5
 
 
 def test_out_of_order_and_doubled_batches_sound_as_if_nothing_was():
