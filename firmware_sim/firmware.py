@@ -12,30 +12,28 @@ import itertools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
-import httpx
 import numpy as np
 import structlog
 
 from firmware_sim.alarms import SET_NS, Alarms
-from firmware_sim.assets import AssetKeeper, Lane, Wanted
+from firmware_sim.assets import AssetKeeper, Lane
 from firmware_sim.boots import Boots, Return, return_of
-from firmware_sim.clock import MS, SECOND, STEP_NS, DeviceClock, Discipline, Exchange, TrueTime
-from firmware_sim.decoder import AssetSound, DecodeCache, Offload, SoundLibrary
-from firmware_sim.dry import DryCard, Witness
+from firmware_sim.box import Box, FlashWork, Kit, MakeLink
+from firmware_sim.clock import MS, SECOND, STEP_NS, Discipline, Exchange
+from firmware_sim.decoder import AssetSound
+from firmware_sim.dry import DryCard
 from firmware_sim.faultpoints import Point, faultpoint
 from firmware_sim.health import TRUSTED_WITHIN_MS, Machine, Signs, machine
 from firmware_sim.jitter import StreamReceiver
 from firmware_sim.lateness import Because, Marks, lateness
 from firmware_sim.ledger import Ledger, Line
-from firmware_sim.link import Link
-from firmware_sim.output import Dac, Horn, Played, Recorder, join
-from firmware_sim.pace import FIELD, Pace, sleep_or
+from firmware_sim.output import Dac, Played, join
+from firmware_sim.pace import sleep_or
 from firmware_sim.past import PAST_FILE, Past
-from firmware_sim.phrases import PhraseBook, burned_in
 from firmware_sim.player import (
     SAMPLE_RATE_HZ,
     Chunk,
@@ -48,10 +46,11 @@ from firmware_sim.player import (
     stretches,
 )
 from firmware_sim.reports import DeviceKey, DeviceLog, Key
-from firmware_sim.store import Disk, Identity, Memory, Slots
-from firmware_sim.trust import Gate, PlanBodies, PlanInForce
+from firmware_sim.stock import Stock
+from firmware_sim.store import Identity, Memory, Slots
+from firmware_sim.trust import Gate, PlanInForce
 from speaker_protocol import messages as wire
-from speaker_protocol.rules import BulletinClass, Decision, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
+from speaker_protocol.rules import BulletinClass, Heard, SourceKind, Trouble, Why, count_heard, is_quiet
 from speaker_protocol.topics import (
     NodeAck,
     NodeConfig,
@@ -96,7 +95,6 @@ STREAM_DEAD_NS: Final = 10 * SECOND
 PREPARE_AHEAD_MS: Final = 15_000
 REMEMBER_CLOCK_S: Final = 600.0
 MAX_ORDERS: Final = 16
-URGENT_DOWNLOADS: Final = 8
 CONNECTING_S: Final = 60.0
 """A node that was up so lately is connecting; later it is offline, though it tries all the same."""
 NOTE_HEARD_S: Final = 30.0
@@ -106,97 +104,6 @@ REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
 TELL_ALERT_WITHIN_S: Final = 0.8
 """A changed set of alerts is answered by a status so soon; a thousand nodes spread theirs over it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kit:
-    """What the nodes of one process share: the world, the workers, and caches of pure functions of verified bytes."""
-
-    true: TrueTime
-    offload: Offload
-    http: httpx.AsyncClient
-    downloads: asyncio.Semaphore
-    """How many download at once; the others wait here, where waiting costs nothing."""
-    library: SoundLibrary
-    streams: DecodeCache
-    bodies: PlanBodies
-    pace: Pace = FIELD
-    urgent_downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(URGENT_DOWNLOADS))
-    """The lane of its own for what sounds within the hour."""
-    decided: Callable[[str, int, Decision], None] | None = None
-    """Told when a node (id) decides for something else: the instant (true, ns) and what sounds, or would, from then on.
-    """
-
-
-class FlashWork:
-    """Disk work that is finished even if whoever asked for it is gone, as a controller finishes a page when the
-    supply's capacitors take over; the next life begins after it.
-    """
-
-    def __init__(self, offload: Offload) -> None:
-        self._offload = offload
-        self._running: set[asyncio.Future[Any]] = set()
-
-    async def __call__(self, work: Callable[[], T]) -> T:
-        """Its result."""
-        running: asyncio.Future[T] = asyncio.ensure_future(self._offload(work))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
-        return await asyncio.shield(running)
-
-    async def settle(self) -> None:
-        """Wait for what runs."""
-        while self._running:
-            await asyncio.wait(self._running)
-
-
-@dataclass(slots=True)
-class Faultline:
-    """What faults have broken in the box."""
-
-    drop_frames: int = 0
-    garble: int = 0
-    low_until_ns: int = 0
-    """Until this instant of the device's clock the supply is too low."""
-
-
-@dataclass(slots=True)
-class Box:
-    """The hardware, which outlives a reboot."""
-
-    clock: DeviceClock
-    disk: Disk
-    horn: Horn
-    recorder: Recorder | None
-    has_output: bool = True
-    is_dry: bool = False
-    """Without samples (`has_output` is False), but with a card that consumes time: see `dry`."""
-    witness: Witness | None = None
-    faultline: Faultline = field(default_factory=Faultline)
-    phrases: PhraseBook = field(default_factory=burned_in)
-
-    def __post_init__(self) -> None:
-        """The disk feels the supply."""
-        self.disk.is_power_low = self.is_power_low
-
-    def is_power_low(self) -> bool:
-        """Whether the supply is below the threshold at which nothing is written and the amplifier is off."""
-        return self.clock.now_ns() < self.faultline.low_until_ns
-
-
-class MakeLink(Protocol):
-    """How a session is made (real MQTT, or a loopback in a simulation)."""
-
-    def __call__(
-        self,
-        identity: Identity,
-        *,
-        will: tuple[str, bytes],
-        on_message: Callable[[str, bytes], None],
-        on_up: Callable[[], None],
-    ) -> Link:
-        """A session, not yet running."""
-        ...
 
 
 class Firmware:
@@ -236,8 +143,6 @@ class Firmware:
         self._woke_ns = 0
         self._apart_ns = box.clock.now_ns() - box.clock.crystal_ns()
         self.boots = Boots((box.clock.now_ns(),))
-        self._fit: dict[str, set[Key]] = {}
-        """For which occurrences an asset's bytes were checked, by hash."""
         self._noted_ms: tuple[Key, int] | None = None
         self._alerts_changed = asyncio.Event()
         self._decided: tuple[Any, ...] = ()
@@ -249,7 +154,6 @@ class Firmware:
         self._held: dict[str, bytes] = {}
         """Messages by a key not yet known: judged again when keys are learned."""
         self._inbox = asyncio.Event()
-        self._fetch = {lane: asyncio.Event() for lane in Lane}
         self._journal = asyncio.Event()
         self._probe_now = asyncio.Event()
         self._questions: OrderedDict[str, int] = OrderedDict()
@@ -289,6 +193,7 @@ class Firmware:
             on_change=self._stock_changed,
         )
         self.assets.assets_url = identity.assets_url
+        self.stock = Stock(self.assets, kit.library, self._close_dry)
         will = wire.StatusBody(link=wire.Link.OFFLINE, boot_id=self.boot_id, firmware=FIRMWARE)
         self.link = make_link(
             identity,
@@ -685,32 +590,16 @@ class Firmware:
 
     def _want_assets(self) -> None:
         now_ms = self._now_ms() or 0
-        wanted: dict[str, Wanted] = {}
-        lengths: dict[str, int] = {}
-        if self.plan is not None:
-            first: dict[str, int] = {}
-            for segment in self.plan.segments:
-                if segment.asset is not None and segment.end_ms > now_ms:
-                    first.setdefault(segment.asset, segment.start_ms)
-            for asset in self.plan.assets:
-                lengths[asset.sha256] = asset.duration_ms
-                if asset.sha256 in first:
-                    wanted[asset.sha256] = Wanted(asset.sha256, asset.size_bytes, first[asset.sha256])
-        for alert in self.situation.alerts.alerts:
-            if alert.asset is not None:
-                wanted[alert.asset] = Wanted(alert.asset, None, 0, is_alert=True)
         config = self.situation.config
         offset_min = config.utc_offset_min if config is not None else 420
-        self.assets.want(wanted, now_ms, utc_offset_min=offset_min)
-        self.situation.asset_ms = lengths
+        self.situation.asset_ms = self.stock.want(
+            self.plan, self.situation.alerts.alerts, now_ms, utc_offset_min=offset_min
+        )
         self._refresh_stock()
-        if self.assets.missing:
-            self._fetch_soon()
 
     def _refresh_stock(self) -> None:
         self._close_dry()
-        broken = {sha256 for sha256 in self._fit if self._kit.library.sound(sha256).is_broken}
-        self.situation.ready_assets = frozenset(self.assets.ready) - broken
+        self.situation.ready_assets = self.stock.playable()
         self.alarms.refresh_assets(self._box.clock.now_ns(), None if self.dac is None else self.asset)
 
     def _stock_changed(self) -> None:
@@ -719,28 +608,16 @@ class Firmware:
         self._rerender()
 
     async def _fetch_assets(self, lane: Lane) -> None:
-        fetch = self._fetch[lane]
         while True:
-            await fetch.wait()
-            fetch.clear()
-            wait_s = self.assets.wait_s(lane)
+            wait_s = await self.stock.called(lane)
             if wait_s < self._kit.pace.idle_house_s:
                 await self._kit.true.sleep(wait_s)
                 await self.assets.fetch_due(lane, self._now_ms())
                 await self._prepare()
 
-    def _fetch_soon(self) -> None:
-        for fetch in self._fetch.values():
-            fetch.set()
-
     def asset(self, sha256: str) -> AssetSound | None:
         """Sound of a ready asset whose bytes were checked for what sounds now (for the player)."""
-        if not self._is_fit(sha256):
-            return None
-        return self._kit.library.sound(sha256)
-
-    def _is_fit(self, sha256: str) -> bool:
-        return sha256 in self.assets.ready and bool(self._fit.get(sha256))
+        return self.stock.sound(sha256)
 
     def stream(self, stream: str) -> StreamReceiver | None:
         """Buffer of a stream (for the player)."""
@@ -756,7 +633,7 @@ class Firmware:
         if self.dac is None and self._dry is None:
             return
         for alert in self.situation.alerts.alerts:
-            sound = await self._checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
+            sound = await self.stock.checked(alert.asset, (alert.alert_id, alert.issued_ms)) if alert.asset else None
             if sound is not None:
                 if self.dac is not None and not sound.is_ready(0, self.alarms.samples_of(alert)):
                     await sound.prepare(0, self.alarms.samples_of(alert))
@@ -770,7 +647,7 @@ class Firmware:
                 continue
             if segment.start_ms >= until_ms:
                 break
-            sound = await self._checked(segment.asset, (segment.entry_id, segment.start_ms))
+            sound = await self.stock.checked(segment.asset, (segment.entry_id, segment.start_ms))
             if sound is None or self.dac is None:
                 continue
             low_ms = segment.offset_ms + max(0, now_ms - segment.start_ms)
@@ -779,26 +656,6 @@ class Firmware:
             if not sound.is_ready(low, high):
                 await sound.prepare(low, high)
                 self._refresh_stock()
-
-    async def _checked(self, sha256: str, occurrence: Key) -> AssetSound | None:
-        """The sound of an asset, its bytes hashed again for this occurrence; None while it is not here."""
-        if sha256 not in self.assets.ready:
-            self._fit.pop(sha256, None)
-            return None
-        library = self._kit.library
-        if occurrence not in self._fit.get(sha256, ()) or library.sound(sha256).content is None:
-            content = await self.assets.checked(sha256)
-            if content is None:
-                self._fit.pop(sha256, None)
-                self._fetch_soon()
-                return None
-            library.give(sha256, content)
-            self._close_dry()
-            fit = self._fit.setdefault(sha256, set())
-            if len(fit) >= MOST_DUE:
-                fit.clear()
-            fit.add(occurrence)
-        return library.sound(sha256)
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
@@ -1080,7 +937,7 @@ class Firmware:
             receiver.forget_before(now_ns)
         if self._dry is not None:
             for piece in self._dry.catch_up(
-                self.situation, self._is_fit, self._box.clock.crystal_ns(), now_ns, JUMP_NS
+                self.situation, self.stock.is_fit, self._box.clock.crystal_ns(), now_ns, JUMP_NS
             ):
                 self._played(piece)
                 if self._box.witness is not None:
@@ -1324,7 +1181,7 @@ class Firmware:
                 self._send_reports()
             self._listen()
             if self.assets.wait_s() <= 0:
-                self._fetch_soon()
+                self.stock.call()
             await self._prepare()
             if self.alarms.is_waiting:
                 self._inbox.set()

@@ -22,11 +22,12 @@ from typing import Final, TypeVar
 import httpx
 import structlog
 
+from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock, MachineTime, TrueTime
 from firmware_sim.decoder import DecodeCache, SoundLibrary
 from firmware_sim.enrol import enrol
 from firmware_sim.faults import TimedFault
-from firmware_sim.firmware import FIRMWARE, Kit
+from firmware_sim.firmware import FIRMWARE
 from firmware_sim.link import Broker, MqttLink
 from firmware_sim.node import SpeakerNode
 from firmware_sim.output import Recorder

@@ -11,10 +11,11 @@ import asyncio
 import random
 from dataclasses import dataclass
 
+from firmware_sim.box import Box, Kit, MakeLink
 from firmware_sim.clock import DeviceClock, Discipline
 from firmware_sim.dry import Witness
 from firmware_sim.faults import UseCases
-from firmware_sim.firmware import Box, Firmware, Kit, MakeLink
+from firmware_sim.firmware import Firmware
 from firmware_sim.health import Machine
 from firmware_sim.jitter import StreamCounts
 from firmware_sim.ledger import Line

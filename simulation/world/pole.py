@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
+from firmware_sim.box import Kit
 from firmware_sim.clock import MS, SECOND, DeviceClock
-from firmware_sim.firmware import Kit
 from firmware_sim.node import SpeakerNode
 from firmware_sim.output import Played
 from firmware_sim.player import SAMPLE_RATE_HZ, Sounding, Tag

@@ -19,9 +19,9 @@ from broadcast_server.playout.pace import Pace as ServerPace
 from broadcast_server.store.session import Store, opened
 from broadcast_server.store.tables import Base
 from broadcast_server.supervise import InlineExecutor
+from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock
 from firmware_sim.decoder import DecodeCache, SoundLibrary
-from firmware_sim.firmware import Kit
 from firmware_sim.pace import Pace as NodePace
 from firmware_sim.store import BrokerAddress, Identity
 from firmware_sim.trust import PlanBodies

@@ -19,9 +19,9 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock
 from firmware_sim.decoder import DecodeCache
-from firmware_sim.firmware import Kit
 from firmware_sim.node import SpeakerNode
 from firmware_sim.player import SAMPLE_RATE_HZ
 from firmware_sim.store import ASSETS_FOLDER, Disk, Identity

@@ -17,10 +17,10 @@ import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock
 from firmware_sim.decoder import DecodeCache, SoundLibrary
 from firmware_sim.ear import heard
-from firmware_sim.firmware import Kit
 from firmware_sim.node import SpeakerNode
 from firmware_sim.output import Recorder
 from firmware_sim.store import Disk, Identity

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from broadcast_server.mqtt.broker import find_mosquitto
+from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock, MachineTime
 from firmware_sim.decoder import DecodeCache, SoundLibrary
-from firmware_sim.firmware import Kit
 from firmware_sim.fleet import ThreadOffload, mqtt_link
 from firmware_sim.node import SpeakerNode
 from firmware_sim.output import Recorder
