@@ -358,8 +358,8 @@ async def _engine_room(
         backup=lambda: back_up(desk, settings.data_dir),
     )
     attending = (
-        Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=30)),
-        Job("priority_ties", lambda: ties.attend(desk), every=timedelta(seconds=15)),
+        Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=10)),
+        Job("priority_ties", ties.Watch(desk).attend, every=timedelta(seconds=15)),
     )
     alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), *attending))
 

@@ -229,9 +229,13 @@ def enter_schedule(
     kind: ScheduleKind | None = None,
     level: Level | None = None,
     verb: str = "schedule.create",
+    around: Neighbourhood | None = None,
 ) -> Placed:
-    """`create_schedule` inside a transaction of the caller's. `level`: None, as its class and content have it."""
-    around = Neighbourhood.read(session, places.local_date(now))
+    """`create_schedule` inside a transaction of the caller's. `level`: None, as its class and content have it.
+
+    `around`: as it stands in this transaction, for a caller that has read it already.
+    """
+    around = around or Neighbourhood.read(session, places.local_date(now))
     if (kind is ScheduleKind.LIVE) is not (request.content_kind is ContentKind.LIVE):
         raise Invalid("live_is_opened", field="content_kind", fix="open_live")
     action = _ACTIONS.get(kind, Action.SCHEDULE)

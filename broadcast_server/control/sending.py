@@ -41,7 +41,7 @@ from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import SESSION_GAP
 from broadcast_server.domain.recurrence import Once, Rule
 from broadcast_server.domain.sessions import earliest_slot, sessions
-from broadcast_server.store import audit, deliveries, emergencies, library, places, schedules, sendings
+from broadcast_server.store import audit, deliveries, emergencies, library, places, plans, schedules, sendings
 from broadcast_server.store.schedules import LONGEST_WINDOW
 from broadcast_server.store.sendings import Heard
 from broadcast_server.store.session import Session
@@ -49,6 +49,8 @@ from broadcast_server.store.tables import ArrivalRow, BulletinRow, BulletinVersi
 from broadcast_server.store.words import ArrivalState, ContentKind, EmergencyMode, ScheduleState
 from speaker_protocol.rules import BulletinClass, Late
 
+PLACE_AT_ONCE: Final = 25
+"""So many arrivals are placed before the sender is answered; `attend` places the others, a moment later."""
 MOST_UNITS: Final = 5_000
 MOST_TIMES: Final = 20
 PLACE_LEAD: Final = timedelta(minutes=1)
@@ -135,7 +137,7 @@ class SendingView:
 
 
 async def send_bulletin(desk: Desk, actor: Actor, request: NewSending) -> SendingView:
-    """Send a version down. What the server places itself has its place, or the reason why not, in the answer.
+    """Send a version down. Up to `PLACE_AT_ONCE` units have their place, or the reason why not, in the answer.
 
     Raises `Invalid` naming the field, `Refused("not_approved" | "not_permitted")`, `NotFound`.
     """
@@ -468,8 +470,9 @@ def _take_off(session: Session, actor: Actor, row: ArrivalRow, state: ArrivalSta
 async def attend(desk: Desk) -> str:
     """Place what waits for the server, let lapse what waited too long. Says in a few words what it did."""
     waiting = await desk.store.read(sendings.to_place)
+    surroundings = _Surroundings()
     for arrival_id in waiting:
-        await _place(desk, SERVER, arrival_id)
+        await _place(desk, SERVER, arrival_id, surroundings)
     now = desk.clock.now()
 
     def lapse(session: Session) -> int:
@@ -484,22 +487,47 @@ async def attend(desk: Desk) -> str:
     return f"{len(waiting)} placed or refused, {lapsed} lapsed"
 
 
+class _Surroundings:
+    """Places, clusters and policies, read again only when one of them changed: many arrivals are placed in a row."""
+
+    def __init__(self) -> None:
+        self._mark: tuple[object, ...] | None = None
+        self._around: Neighbourhood | None = None
+
+    def at(self, session: Session, now: datetime) -> Neighbourhood:
+        """As they stand in this transaction."""
+        on = places.local_date(now)
+        mark = (on, *plans.fleet_mark(session))
+        if self._around is None or self._mark != mark:
+            self._mark, self._around = mark, Neighbourhood.read(session, on)
+        return self._around
+
+
 async def _place_all(desk: Desk, actor: Actor, sending_id: str) -> None:
-    for arrival_id in await desk.store.read(lambda session: sendings.to_place(session, sending_id)):
-        await _place(desk, actor, arrival_id)
+    """What can be placed before the sender is answered; ties that this makes are laid before their units."""
+    waiting = await desk.store.read(lambda session: sendings.to_place(session, sending_id))
+    surroundings = _Surroundings()
+    for arrival_id in waiting[:PLACE_AT_ONCE]:
+        await _place(desk, actor, arrival_id, surroundings)
     now = desk.clock.now()
-    await desk.store.begin(lambda session: enter_watch(session, desk.chance.new_id, now), ring=False)
+
+    def watch(session: Session) -> None:
+        units = {sendings.arrival(session, arrival_id).unit_id for arrival_id in waiting[:PLACE_AT_ONCE]}
+        enter_watch(session, desk.chance.new_id, now, units=frozenset(units))
+
+    if waiting:
+        await desk.store.begin(watch, ring=False)
 
 
-async def _place(desk: Desk, actor: Actor, arrival_id: str) -> None:
+async def _place(desk: Desk, actor: Actor, arrival_id: str, surroundings: _Surroundings) -> None:
     """Try the places in order of preference; the first that policy allows is taken, else the first reason stands."""
     now = desk.clock.now()
-    tries = await desk.store.read(lambda session: tuple(_tries(session, arrival_id, now)))
+    tries = await desk.store.read(lambda session: tuple(_tries(session, arrival_id, surroundings, now)))
     reason, facts = "no_slot_before_deadline", dict[str, Any]()
     for number, tried in enumerate(tries):
         schedule_id = desk.chance.new_id()
         try:
-            await _begin_place(desk, actor, arrival_id, tried, schedule_id, now)
+            await _begin_place(desk, actor, arrival_id, surroundings, tried, schedule_id, now)
         except Unavailable:
             raise
         except BroadcastError as error:
@@ -511,19 +539,31 @@ async def _place(desk: Desk, actor: Actor, arrival_id: str) -> None:
 
 
 async def _begin_place(
-    desk: Desk, actor: Actor, arrival_id: str, starts: tuple[datetime, ...], schedule_id: str, now: datetime
+    desk: Desk,
+    actor: Actor,
+    arrival_id: str,
+    surroundings: _Surroundings,
+    starts: tuple[datetime, ...],
+    schedule_id: str,
+    now: datetime,
 ) -> None:
-    await desk.store.begin(lambda session: _take_place(session, actor, arrival_id, starts, schedule_id, now))
+    await desk.store.begin(
+        lambda session: _take_place(
+            session, actor, arrival_id, starts, schedule_id, now, around=surroundings.at(session, now)
+        )
+    )
 
 
-def _tries(session: Session, arrival_id: str, now: datetime) -> Iterator[tuple[datetime, ...]]:
+def _tries(
+    session: Session, arrival_id: str, surroundings: _Surroundings, now: datetime
+) -> Iterator[tuple[datetime, ...]]:
     """Starts worth trying: the next sessions, the next one alone, a slot of its own, one away from all sessions."""
     row = sendings.arrival(session, arrival_id)
     sending = sendings.sending(session, row.sending_id)
     limit = min(one for one in (sending.deadline, sending.latest, sending.valid_to) if one is not None)
     begins = max(next_second(now + PLACE_LEAD), sending.earliest or now)
     length = _length(session, sending)
-    around = Neighbourhood.read(session, places.local_date(now))
+    around = surroundings.at(session, now)
     clusters = around.reach((Target(TargetKind.UNIT, row.unit_id),))
     if begins >= limit or length is None or not clusters:
         return
@@ -578,7 +618,14 @@ def _closed(around: Neighbourhood, clusters: Iterable[str], within: Window, klas
 
 
 def _take_place(
-    session: Session, actor: Actor, arrival_id: str, starts: tuple[datetime, ...], schedule_id: str, now: datetime
+    session: Session,
+    actor: Actor,
+    arrival_id: str,
+    starts: tuple[datetime, ...],
+    schedule_id: str,
+    now: datetime,
+    *,
+    around: Neighbourhood,
 ) -> None:
     row = sendings.arrival(session, arrival_id)
     if row.state is not ArrivalState.WAITING:  # somebody was faster
@@ -602,6 +649,7 @@ def _take_place(
         schedule_id,
         now,
         verb="arrival.place",
+        around=around,
     )
     _planned(session, actor, row, placed.schedule.id, starts, now, received_by="server")
     _tell(session, actor, "arrival.place", row, now, starts=[local_text(one) for one in starts])

@@ -30,6 +30,7 @@ from broadcast_server.store.tables import TieRow
 from broadcast_server.store.words import TieState
 
 LOOK_AHEAD: Final = timedelta(days=8)
+LOOK_ANYWAY: Final = timedelta(minutes=10)
 
 
 # -- the machine ------------------------------------------------------------------------------------------------------
@@ -38,15 +39,44 @@ LOOK_AHEAD: Final = timedelta(days=8)
 async def attend(desk: Desk) -> str:
     """Look for collisions, take the defaults that are due. Idempotent; says in a few words what it did."""
     now = desk.clock.now()
-    opened, defaulted = await desk.store.begin(
-        lambda session: enter_watch(session, desk.chance.new_id, now), ring=False
-    )
+    new_id = desk.chance.new_id
+    opened, defaulted = await desk.store.begin(lambda session: enter_watch(session, new_id, now), ring=False)
     return f"{opened} ties opened, {defaulted} by default"
 
 
-def enter_watch(session: Session, new_id: Callable[[], str], now: datetime) -> tuple[int, int]:
-    """`attend` inside a transaction of the caller's: how many were opened, and how many took their default."""
-    found = {(unit_id, ties.subject_of(one.id for one in group)): group for unit_id, group in _find(session, now)}
+class Watch:
+    """`attend` for an alarm clock: it looks for collisions only when something that may make one has changed."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._mark: tuple[object, ...] = ()
+        self._looked_at: datetime | None = None
+
+    async def attend(self) -> str:
+        """As `attend`; defaults are taken every time, collisions looked for after a change and every ten minutes."""
+        now = self._desk.clock.now()
+        mark = await self._desk.store.read(ties.mark)
+        is_old = self._looked_at is None or now - self._looked_at >= LOOK_ANYWAY
+        if mark != self._mark or is_old:
+            told = await attend(self._desk)
+            self._mark, self._looked_at = mark, now
+            return told
+        defaulted = 0
+        if await self._desk.store.read(lambda session: bool(ties.overdue(session, now))):
+            defaulted = await self._desk.store.begin(lambda session: _take_defaults(session, now), ring=False)
+        return f"nothing changed, {defaulted} by default"
+
+
+def enter_watch(
+    session: Session, new_id: Callable[[], str], now: datetime, *, units: frozenset[str] | None = None
+) -> tuple[int, int]:
+    """`attend` inside a transaction of the caller's: how many were opened, and how many took their default.
+
+    `units`: look at these stations only.
+    """
+    found = {
+        (unit_id, ties.subject_of(one.id for one in group)): group for unit_id, group in _find(session, units, now)
+    }
     known = {(row.unit_id, row.subject): row for row in ties.known(session, {subject for _, subject in found}, now)}
     opened = 0
     for key, group in found.items():
@@ -61,15 +91,19 @@ def enter_watch(session: Session, new_id: Callable[[], str], now: datetime) -> t
             continue
         _describe(row, group, now)
     for key, row in known.items():
-        if key not in found and row.state is TieState.PENDING:
+        if key not in found and row.state is TieState.PENDING and (units is None or row.unit_id in units):
             row.state, row.decided_at, row.decided_by = TieState.GONE, now, SERVER.login
     session.flush()
+    return opened, _take_defaults(session, now)
+
+
+def _take_defaults(session: Session, now: datetime) -> int:
     defaulted = ties.overdue(session, now)
     for row in defaulted:
         row.state, row.decided_at, row.decided_by = TieState.DEFAULTED, now, SERVER.login
         session.flush()
         _tell(session, SERVER, "tie.default", row, now, order=row.chosen)
-    return opened, len(defaulted)
+    return len(defaulted)
 
 
 def _opened(
@@ -118,7 +152,9 @@ def _describe(row: TieRow, group: Sequence[ScheduledEntry], now: datetime) -> No
         row.options, row.chosen = options, [one.id for one in group]
 
 
-def _find(session: Session, now: datetime) -> Iterator[tuple[str, tuple[ScheduledEntry, ...]]]:
+def _find(
+    session: Session, units: frozenset[str] | None, now: datetime
+) -> Iterator[tuple[str, tuple[ScheduledEntry, ...]]]:
     """Collisions still to be decided: the station they are at, and the entries by rank."""
     schedule_ids = ties.priority_schedules(session, now)
     if len(schedule_ids) < 2:
@@ -134,7 +170,7 @@ def _find(session: Session, now: datetime) -> Iterator[tuple[str, tuple[Schedule
         return
     around = Neighbourhood.read(session, places.local_date(now))
     for run in runs:
-        yield from _in_run(session, around, run, now)
+        yield from _in_run(session, around, run, units, now)
 
 
 def _runs(entries: Sequence[ScheduledEntry]) -> Iterator[list[ScheduledEntry]]:
@@ -150,7 +186,11 @@ def _runs(entries: Sequence[ScheduledEntry]) -> Iterator[list[ScheduledEntry]]:
 
 
 def _in_run(
-    session: Session, around: Neighbourhood, run: Sequence[ScheduledEntry], now: datetime
+    session: Session,
+    around: Neighbourhood,
+    run: Sequence[ScheduledEntry],
+    units: frozenset[str] | None,
+    now: datetime,
 ) -> Iterator[tuple[str, tuple[ScheduledEntry, ...]]]:
     heard: dict[str, list[str]] = defaultdict(list)
     for entry in run:
@@ -158,8 +198,9 @@ def _in_run(
             heard[cluster_id].append(entry.id)
     alike: dict[tuple[str, tuple[str, ...]], str] = {}  # one cluster speaks for those of its station that hear the same
     for cluster_id in sorted(heard):
-        if len(heard[cluster_id]) > 1:
-            alike.setdefault((station_of(around, cluster_id), tuple(heard[cluster_id])), cluster_id)
+        station = station_of(around, cluster_id)
+        if len(heard[cluster_id]) > 1 and (units is None or station in units):
+            alike.setdefault((station, tuple(heard[cluster_id])), cluster_id)
     window = Window(min(one.entry.start for one in run), max(one.entry.end for one in run))
     told = set()
     for (station, _), cluster_id in alike.items():

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Collection, Iterable
 from datetime import date, datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import NotFound
-from broadcast_server.store import places
-from broadcast_server.store.tables import ScheduleRow, TieRow
+from broadcast_server.store import places, plans
+from broadcast_server.store.tables import BulletinRow, ScheduleExceptionRow, ScheduleRow, TieRow
 from broadcast_server.store.words import ScheduleState, TieState
 from speaker_protocol.rules import BulletinClass
 
@@ -94,3 +94,16 @@ def priority_schedules(session: Session, now: datetime) -> list[str]:
             )
         )
     )
+
+
+def mark(session: Session) -> tuple[object, ...]:
+    """Changes whenever something does that collisions are made of: schedules, their exceptions, what they sound."""
+    row = session.execute(
+        select(
+            select(func.count(ScheduleRow.id)).scalar_subquery(),
+            select(func.coalesce(func.sum(ScheduleRow.version), 0)).scalar_subquery(),
+            select(func.count(ScheduleExceptionRow.schedule_id)).scalar_subquery(),
+            select(func.coalesce(func.sum(BulletinRow.version), 0)).scalar_subquery(),
+        )
+    ).one()
+    return (*row, *plans.fleet_mark(session))

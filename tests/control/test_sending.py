@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.recurrence import Rule
 from broadcast_server.store import audit, emergencies, schedules
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import AuditRow, ScheduleRow
+from broadcast_server.store.tables import AuditRow, ClusterRow, ScheduleRow, UnitLinkRow, UnitRow
 from broadcast_server.store.words import ArrivalState, ContentKind
 from speaker_protocol.rules import BulletinClass, Level
 from tests.support.village import DONG, HA, LAN, NGOC, PROVINCE, TAY, Village, a_village, at, daily, once
@@ -249,6 +249,34 @@ async def test_what_a_crash_left_unplaced_the_alarm_clock_places() -> None:
         assert await sending.attend(village.desk) == "1 placed or refused, 0 lapsed"
         assert await heard(village) == [("Dịch tả lợn", at(9, 1))]
         assert await sending.attend(village.desk) == "0 placed or refused, 0 lapsed"
+
+
+async def test_a_province_of_many_communes_is_answered_before_all_are_placed() -> None:
+    async with a_village() as village:
+        many = sending.PLACE_AT_ONCE + 1
+
+        def found(session: Session) -> None:
+            now = village.clock.now()
+            for number in range(many):
+                unit = f"xa-{number}"
+                session.add(UnitRow(id=unit, kind="commune", name=unit, name_folded=unit, created_at=now))
+                session.flush()
+                session.add(UnitLinkRow(id=f"l{number}", unit_id=unit, parent_id=PROVINCE, valid_from=date(2025, 7, 1)))
+                session.add(
+                    ClusterRow(
+                        id=f"c-{unit}", unit_id=unit, code="1", name="1", name_folded="1", config={}, created_at=now
+                    )
+                )
+
+        await village.desk.store.begin(found)
+        bulletin = await village.bulletin("Dịch tả lợn", unit=PROVINCE, klass=BulletinClass.PRIORITY)
+        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, below=PROVINCE))
+        states = [one.arrival.state for one in sent.arrivals]
+        assert states.count(ArrivalState.PLANNED) == sending.PLACE_AT_ONCE
+        assert await sending.attend(village.desk) == f"{many + 2 - sending.PLACE_AT_ONCE} placed or refused, 0 lapsed"
+        told = await sending.get_sending(village.desk, HA, sent.sending.id)
+        assert {one.arrival.state for one in told.arrivals} == {ArrivalState.PLANNED}
+        assert {one.arrival.sounds_at for one in told.arrivals} == {at(9, 1)}
 
 
 # -- khẩn cấp ---------------------------------------------------------------------------------------------------------

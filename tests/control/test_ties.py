@@ -145,3 +145,21 @@ async def test_each_commune_has_its_own_decision() -> None:
         assert [title for title, _ in await heard(village, f"c1-{TAY}")] == ["Dịch tả lợn", "Cháy rừng", "Tin xã"]
         states = {one.unit_id: one.state for one in await ties.list_ties(village.desk, HA)}
         assert states == {DONG: TieState.DECIDED, TAY: TieState.PENDING}
+
+
+async def test_the_alarm_clocks_watch_looks_only_when_something_changed_and_still_takes_defaults() -> None:
+    async with a_village() as village:
+        watch = ties.Watch(village.desk)
+        assert await watch.attend() == "0 ties opened, 0 by default"
+        for title in ("Một", "Hai"):
+            bulletin = await village.bulletin(title, unit=PROVINCE, klass=BulletinClass.PRIORITY)
+            request = NewSchedule(
+                PROVINCE, ContentKind.BULLETIN, bulletin, once(at(9, 8)), targets=(Target(TargetKind.UNIT, DONG),),
+                max_wait=at(10) - at(9), accept_conflicts=True,
+            )  # fmt: skip
+            await scheduling.create_schedule(village.desk, HA, request)
+        assert await watch.attend() == "1 ties opened, 0 by default"
+        assert await watch.attend() == "nothing changed, 0 by default"
+        await village.clock.advance(3 * 60)
+        assert await watch.attend() == "nothing changed, 1 by default"
+        assert (await the_tie(village)).state is TieState.DEFAULTED
