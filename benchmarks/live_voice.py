@@ -43,6 +43,8 @@ SETTLE_S = 12.0
 """Clocks are good to a few milliseconds by then."""
 BETWEEN_S = 5.0
 LATEST_MS = 4_000.0
+"""A change that was not heard by then counts as this late."""
+HEARD_SHARE = 0.99
 LATE_NS = 1_000_000_000
 P50_MS, P99_MS, STOP_MS = 1_200.0, 2_000.0, 2_000.0
 
@@ -160,17 +162,15 @@ def judge(said: Sequence[Said], recordings: Sequence[Recording]) -> dict[str, An
             low_ns, high_ns = one.changes[1][1], one.changes[-1][1]
             sounded_ns = sum(_overlap_ns(each, low_ns + LATE_NS, high_ns + LATE_NS) for each in own)
             shares.append(sounded_ns / (high_ns - low_ns))
+            stops.append((max(each.end_ns for each in own) - one.closed_ns) / 1e6 if own else LATEST_MS)
             if own:
-                stops.append((max(each.end_ns for each in own) - one.closed_ns) / 1e6)
                 firsts.append((own[0].start_ns - one.opened_ns) / 1e6)
             # The first pair meets a plan that is still on its way: how soon it is heard is told apart.
             for pair, sent_ns in one.changes[1:-1]:
                 planned += 1
                 delay_ms = _delay_ms(own, pair, sent_ns)
-                if delay_ms is None:
-                    missed += 1
-                else:
-                    delays.append(delay_ms)
+                missed += delay_ms is None
+                delays.append(LATEST_MS if delay_ms is None else delay_ms)
     return {
         "changes_planned": planned,
         "changes_heard": planned - missed,
@@ -182,7 +182,7 @@ def judge(said: Sequence[Said], recordings: Sequence[Recording]) -> dict[str, An
         "open_to_first_sound_ms_p50": _percentile(firsts, 50),
         "heard_share_least": round(min(shares, default=0.0), 4),
         "heard_share_mean": round(float(np.mean(shares)), 4) if shares else 0.0,
-        "sessions_heard": len(stops),
+        "sessions_heard": len(firsts),
         "sessions_planned": len(said) * len(recordings),
     }
 
@@ -213,15 +213,17 @@ def run(nodes: int = NODES, recorded: int = RECORDED) -> dict[str, Any]:
             sum(one.counts.get(name, 0) for one in said) for name in ("refused", "lost", "dropped")
         ],
     }
-    is_whole = (
-        figures["changes_planned"] > 0
-        and figures["changes_heard"] == figures["changes_planned"]
-        and figures["sessions_heard"] == figures["sessions_planned"]
-    )
+    is_heard = 0 < figures["sessions_planned"] == figures["sessions_heard"]
+    least = round(HEARD_SHARE * figures["changes_planned"])
     bars = [
-        bar_of("tone changes heard", figures["changes_heard"], figures["changes_planned"], holds=is_whole),
+        bar_of(
+            "tone changes heard",
+            figures["changes_heard"],
+            f">= {least} of {figures['changes_planned']}",
+            holds=is_heard and figures["changes_heard"] >= least,
+        ),
         *(
-            bar_of(what, figures[name], f"<= {bar:.0f}", holds=is_whole and figures[name] <= bar)
+            bar_of(what, figures[name], f"<= {bar:.0f}", holds=is_heard and figures[name] <= bar)
             for what, name, bar in (
                 ("packet in to sound p50, ms", "delay_ms_p50", P50_MS),
                 ("packet in to sound p99, ms", "delay_ms_p99", P99_MS),

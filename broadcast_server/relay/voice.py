@@ -62,8 +62,8 @@ log = get_logger()
 
 PACKETS_PER_BATCH: Final = 20
 """400 ms: fan-out costs per message."""
-DELAY_MS: Final = 1_100
-"""Playout delay: a whole batch, and 0.7 s for the way to the node and what it renders ahead."""
+DELAY_MS: Final = 1_150
+"""Playout delay: a whole batch, and 0.75 s for the way to the node and what it renders ahead."""
 TICK_S: Final = 0.04
 FILL_AFTER_MS: Final = 200
 """So far behind the wall is a packet's jitter; beyond it silence goes out instead."""
