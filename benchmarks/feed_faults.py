@@ -55,6 +55,7 @@ GAP_S, SILENT_GAP_S = 5.0, 12.0
 WATCH_S: Final = 8.0
 """So long a lane is watched after something stood in: does it flap?"""
 LOOP_S: Final = 20.0
+LIFE_S: Final = 120.0
 FILLER: Final = "f" * 64
 PUBLIC: Final = "8.8.8.8"
 
@@ -447,7 +448,11 @@ async def measure(one: Callable[[Rig, int, Tally], Awaitable[None]] = fault) -> 
             async def lane(wait_s: float) -> None:
                 await asyncio.sleep(wait_s)
                 while (number := next(numbers)) < FAULTS:
-                    await one(rig, number, tally)
+                    try:
+                        async with asyncio.timeout(LIFE_S):
+                            await one(rig, number, tally)
+                    except TimeoutError:
+                        tally.wrong.append(f"feed-{number} {KINDS[number % len(KINDS)]}: not over after {LIFE_S:.0f} s")
 
             async with asyncio.TaskGroup() as group:
                 for at in range(LANES):

@@ -26,6 +26,7 @@ RATE_HZ = 48_000
 _SAMPLE_BYTES = 2
 _BLOCK = RATE_HZ // 50
 _WARM_UP_S = 8
+_PULSE_BLOCKS = 10
 
 
 def missing() -> str | None:
@@ -60,6 +61,58 @@ def skew(clients: int = 3, seconds: int = 30) -> dict[str, Any]:
     return _compare([_pulses(one, read) for one, read in zip(pcm, heard, strict=True)])
 
 
+def outage(clients: int = 3, down_s: float = 3.0, seconds: float = 25.0) -> dict[str, Any]:
+    """The server killed and started anew after `down_s`: for each client the longest time without a pulse."""
+    with tempfile.TemporaryDirectory(prefix="bench-snapcast-") as aside:
+        folder = Path(aside)
+        fifos = [folder / f"client-{number}" for number in range(clients)]
+        for fifo in (folder / "source", *fifos):
+            os.mkfifo(fifo)
+        stop = threading.Event()
+        port = _free_port()
+        servers = [_server(folder, port)]
+        feeder = threading.Thread(target=_feed, args=(folder / "source", stop, _PULSE_BLOCKS), name="snapcast.feed")
+
+        def kill() -> None:
+            servers[-1].kill()
+            servers[-1].wait(10)
+            time.sleep(down_s)
+            servers.append(_server(folder, port))
+
+        killer = threading.Timer(_WARM_UP_S + 4.0, kill)
+        heard: list[list[tuple[int, float]]] = [[] for _ in fifos]
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            feeder.start()
+            time.sleep(1.0)
+            started = [_client(fifo, port, number) for number, fifo in enumerate(fifos)]
+            killer.start()
+            pcm = _listen(fifos, heard, _WARM_UP_S + seconds)
+        finally:
+            killer.join()
+            stop.set()
+            for process in (*started, *servers):
+                process.terminate()
+                process.wait(10)
+            feeder.join(10)
+    gaps, back = [], 0
+    for sound, read in zip(pcm, heard, strict=True):
+        at_s = [at for at in _read_at(sound, read) if at > read[0][1] + _WARM_UP_S / 2]
+        pauses = [late - early - _PULSE_BLOCKS / 50 for early, late in itertools.pairwise(at_s)]
+        gaps.append(max(pauses, default=float("inf")))
+        back += bool(at_s) and at_s[-1] > read[0][1] + _WARM_UP_S + seconds - 5.0
+    return {"clients": clients, "back": back, "gap_s": [round(gap, 2) for gap in gaps]}
+
+
+def _read_at(pcm: bytes, read: list[tuple[int, float]]) -> list[float]:
+    """When each pulse was read, good to a block: an outage has no steady clock to lay it on."""
+    wave = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
+    loud = np.flatnonzero(wave > 8_000)
+    starts = loud[np.flatnonzero(np.diff(loud, prepend=-RATE_HZ) > RATE_HZ // 10)]
+    ends = np.array([end // _SAMPLE_BYTES for end, _ in read])
+    return [read[int(np.searchsorted(ends, start, side="right"))][1] for start in starts if start < ends[-1]]
+
+
 def _server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     config = folder / "snapserver.conf"
     config.write_text(
@@ -81,8 +134,8 @@ def _client(fifo: Path, port: int, number: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _feed(fifo: Path, stop: threading.Event) -> None:
-    """Real time: a block of 20 ms every 20 ms, a pulse of 1 ms at the beginning of every second."""
+def _feed(fifo: Path, stop: threading.Event, every: int = 50) -> None:
+    """Real time: a block of 20 ms every 20 ms, a pulse of 1 ms at the beginning of every second (50 blocks)."""
     handle = os.open(fifo, os.O_RDWR)
     pulse = np.zeros(_BLOCK, "<i2")
     pulse[:48] = 20_000
@@ -90,7 +143,7 @@ def _feed(fifo: Path, stop: threading.Event) -> None:
     for number in itertools.count():
         if stop.wait(max(0.0, began + number / 50 - time.monotonic())):
             break
-        os.write(handle, (pulse if number % 50 == 0 else np.zeros(_BLOCK, "<i2")).tobytes())
+        os.write(handle, (pulse if number % every == 0 else np.zeros(_BLOCK, "<i2")).tobytes())
     os.close(handle)
 
 

@@ -56,8 +56,8 @@ class Thresholds:
     stuck_periods_ms: tuple[int, int] = (25, 1_000)
     clipped_share: float = 0.2
     clipped_at: float = 0.985
-    loudest_dbfs: float = -2.0
-    overlevel_ms: int = 1_500
+    loudest_dbfs: float = -3.5
+    overlevel_ms: int = 1_200
     constant_share: float = 0.05
     constant_ms: int = 1_000
     noise_flatness: float = 0.7

@@ -133,7 +133,7 @@ class PahoBus:
         connect_timeout_s: float = 5.0,
         start_timeout_s: float | None = 10.0,
         ack_timeout_s: float = 10.0,
-        longest_wait_s: float = 5.0,
+        longest_wait_s: float = 1.0,
         inbox_limit: int = 50_000,
         inbox_limit_bytes: int = 64 << 20,
     ) -> None:

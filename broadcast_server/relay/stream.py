@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,6 +45,9 @@ BITRATE_BPS: Final = 24_000
 COMPLEXITY: Final = 5
 STALE_S: Final = 0.8
 """So long after its last block an unfinished batch is sent as it is: the words before a silence shall be heard."""
+AGAIN_S: Final = 6.0
+"""So long after the broker came back nodes are still coming back: they are sent what is not due yet again."""
+RECENT: Final = 8
 WALL_STEP_MS: Final = 100
 _LOOK_EVERY_S: Final = 0.6
 
@@ -93,6 +97,8 @@ class StreamCounters:
     bytes_out: int = 0
     batches_dropped: int = 0
     """Made, and not sent: the broker was away or slower than us."""
+    batches_again: int = 0
+    """Sent once more after the broker came back."""
     gaps: int = 0
     heads: int = 0
     heads_failed: int = 0
@@ -126,6 +132,9 @@ class RelayStream:
         self._bus, self._signer, self._clock, self._chance = bus, signer, clock, chance
         self._executor, self._scope, self._pace = executor, scope, pace
         self._head_sequence = 0
+        self._recent: deque[tuple[float, bytes]] = deque(maxlen=RECENT)
+        self._was_away = False
+        self._again_until_s = 0.0
         self._media: MediaClock | None = None
 
     @property
@@ -185,15 +194,31 @@ class RelayStream:
         """Opus packets of whole frames."""
         return await self._executor.run(encoder.encode, pcm)
 
-    def publish_batch(self, batch: AudioBatch, key: Ed25519PrivateKey) -> None:
-        """Sign and send, or drop and count."""
+    def publish_batch(self, batch: AudioBatch, key: Ed25519PrivateKey, *, until_s: float) -> None:
+        """Sign and send, or drop and count. `until_s`: monotonic instant at which its last sample sounds."""
         payload = pack(batch, key, self.stream_id)
+        self._recent.append((until_s, payload))
         if self._bus.publish_nowait(str(StreamAudio(self.stream_id)), payload):
             self.counters.batches += 1
             self.counters.packets += len(batch.packets)
             self.counters.bytes_out += len(payload)
         else:
             self.counters.batches_dropped += 1
+            self._was_away = True
+
+    def send_again(self) -> None:
+        """After the broker was away: what is not due yet once more, for nodes that come back one by one.
+
+        A node knows a batch by its number and takes it once.
+        """
+        now_s = self._clock.monotonic()
+        if self._was_away and self._bus.connected:
+            self._was_away, self._again_until_s = False, now_s + AGAIN_S
+        if now_s >= self._again_until_s:
+            return
+        for until_s, payload in self._recent:
+            if until_s > now_s and self._bus.publish_nowait(str(StreamAudio(self.stream_id)), payload):
+                self.counters.batches_again += 1
 
     def new_run_parts(self) -> tuple[Clock, Pace, Ed25519PrivateKey, tuple[str, ...]]:
         """Clock, limits, a fresh key and the scope for a new run."""
@@ -286,6 +311,7 @@ class _Run:
             is_due = now_s - renewed_s >= RENEW_S - _LOOK_EVERY_S / 2
             if is_due and not self._stepped and await self._stream.publish_head(head):
                 renewed_s = now_s
+            self._stream.send_again()
             if self._pending and now_s - self._last_block_s > STALE_S:
                 async with self._batching:
                     await self._flush(0)
@@ -331,4 +357,7 @@ class _Run:
         batch = AudioBatch(self._stream.epoch, self._sequence, self._start, tuple(packets), flags | self._flags)
         self._flags = 0
         self._start += batch.samples
-        self._stream.publish_batch(batch, self._key)
+        delay_s = 0.0 if self._head is None else self._head.playout_delay_ms / 1000
+        began_s = self.media.t0_s or 0.0
+        until_s = began_s + self._start / SAMPLE_RATE_HZ + delay_s
+        self._stream.publish_batch(batch, self._key, until_s=until_s)
