@@ -2,8 +2,8 @@
 
 A maintainer must not break: as many samples go out as came in, at once; no sample passes the ceiling; what a block
 becomes depends on it and on what came before, never on how the stream was cut into blocks of whole steps (5 ms).
-The figures are those the relays' decoder uses (`audio.ffmpeg.decode_stream_argv`), so a voice and a station sound
-alike. Without look-ahead the limiter's gain may jump down at the start of a block: a peak that is cut, not a click.
+Relayed stations pass through the same (`relay.reader`), so a voice and a station sound alike. Without look-ahead the
+limiter's gain may jump down at the start of a block: a peak that is cut, not a click.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A maintainer must not break: (1) one feed has one reader and one decoder, however many streams, substitutes and meters
 want it; (2) the reader keeps to real time with `AHEAD_S` in hand and asks for no more, so a source that bursts is held
 back at its own socket; (3) a tap is bounded and loses its oldest sound first: a listener that stopped asking costs
-nobody anything; (4) a source's faults are seen when it *arrives*: with a delay, that is before it sounds.
+nobody anything; (4) a source's faults are seen when it *arrives*, with a delay before it sounds, and as it is: only
+then it is brought to the level at which all voices sound.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from broadcast_server.audio.dynamics import Dynamics
 from broadcast_server.audio.feed import DEAD_AT_ONCE, FeedState, FeedStatus, FrameSource
-from broadcast_server.audio.formats import SAMPLE_BYTES, SAMPLE_RATE_HZ
+from broadcast_server.audio.formats import SAMPLE_BYTES, SAMPLE_RATE_HZ, pcm_of
 from broadcast_server.audio.watch import USUAL_THRESHOLDS, DriftMeter, Fault, Thresholds, Watch
 from broadcast_server.domain.clock import Clock
 
@@ -102,6 +104,7 @@ class Reader:
         self.source = source
         self.watch = Watch(thresholds)
         self.drift = DriftMeter()
+        self._dynamics = Dynamics()
         self._clock, self._stall_s = clock, stall_s
         self._taps: list[Tap] = []
         self._opened_s = clock.monotonic()
@@ -131,8 +134,9 @@ class Reader:
             async for block in blocks:
                 now_s = self._clock.monotonic()
                 self._arrived(block, now_s)
+                level = self._dynamics.hear(pcm_of(block)).tobytes() if self._taps else b""
                 for tap in tuple(self._taps):
-                    tap.put(block, now_s)
+                    tap.put(level, now_s)
                 ahead_s = self._ahead_s(len(block) // SAMPLE_BYTES, now_s)
                 if ahead_s > AHEAD_S:
                     self.drift.reset()
