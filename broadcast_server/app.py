@@ -27,7 +27,7 @@ from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.prepare import decode_pcm
 from broadcast_server.audio.speech import EspeakSpeaker
-from broadcast_server.control import sending, ties
+from broadcast_server.control import sending, ties, timekeeping
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
@@ -144,14 +144,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         supervisor = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
         stack.push_async_callback(supervisor.close)
         supervisor.keep("store.doorbell", store.doorbell.watch, FOREVER)
-        watch = ClockWatch(
-            process=chance.new_id(),
-            host=os.uname().nodename,
-            store=store,
-            clock=clock,
-            kernel=kernel_is_synchronised,
-            is_database_elsewhere=store.url.host not in {None, "", "localhost", "127.0.0.1", "::1"},
-        )
+        watch = _clock_watch(clock, chance.new_id(), store)
         await watch.look()  # nothing is said before the clock was held against what the store remembers
         supervisor.keep("playout.clock_watch", watch.run, FOREVER)
         desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
@@ -183,11 +176,31 @@ async def serve(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> None
             raise Unavailable("part_given_up")
 
 
+def _clock_watch(clock: SteadyClock, process: str, store: Store) -> ClockWatch:
+    return ClockWatch(
+        process=process,
+        host=os.uname().nodename,
+        store=store,
+        clock=clock,
+        kernel=kernel_is_synchronised,
+        is_database_elsewhere=store.url.host not in {None, "", "localhost", "127.0.0.1", "::1"},
+    )
+
+
 # -- what is carried by hand ------------------------------------------------------------------------------------------
 
 
 async def export_bundle(desk: Desk, settings: Settings, unit_id: str, target: Path, *, days: int) -> bundles.Bundle:
-    """Write what the nodes under a unit need for `days` days; the server may run meanwhile. Raises as `bundles`."""
+    """Write what the nodes under a unit need for `days` days; the server may run meanwhile.
+
+    Raises as `bundles.export`, and `Unavailable("clock_doubtful")`: no plan is signed by a clock that is in doubt.
+    """
+    watch = _clock_watch(SteadyClock(SystemClock()), desk.chance.new_id(), desk.store)
+    await watch.look()
+    watch.check()
+    doubtful = [one for one in await desk.store.read(timekeeping.process_clocks) if not one.is_trusted]
+    if doubtful:
+        raise Unavailable("clock_doubtful", doubts=sorted(doubtful[0].doubts))
     paths = _Paths(desk.clock)
     signer = FileSigner(settings.data_dir / "keys", chance=desk.chance, path_of=paths.of)
     known = await desk.store.read(lambda session: facts.find(session, facts.PUBLIC_URL))
@@ -198,7 +211,7 @@ async def export_bundle(desk: Desk, settings: Settings, unit_id: str, target: Pa
 
     parts = bundles.Parts(
         store=desk.store,
-        signer=signer,
+        signer=GuardedSigner(signer, watch),
         planner=Planner(plan_days=days),
         clock=desk.clock,
         executor=desk.executor,

@@ -15,7 +15,9 @@ from typer.testing import CliRunner, Result
 from broadcast_server import app as composition
 from broadcast_server import settings as settings_of
 from broadcast_server.cli import bundles, places, serve
+from broadcast_server.domain.clock import to_ms
 from broadcast_server.signer.keys import FileSigner
+from broadcast_server.store import clocks
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ClusterRow, NodeRow
 from broadcast_server.supervise import SystemChance
@@ -38,6 +40,24 @@ def run(*arguments: str) -> Result:
 def told(result: Result) -> Any:
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+async def doubt() -> None:
+    """A process of the server says that its clock is wrong."""
+    async with composition.office(settings_of.load()) as desk:
+        now = desk.clock.now()
+        told = {
+            "at_ms": to_ms(now),
+            "floor_ms": None,
+            "host": "máy",
+            "is_trusted": False,
+            "doubts": {"nodes": 12.0},
+            "since_ms": to_ms(now),
+            "step_s": 0.0,
+            "kernel_synchronised": None,
+            "nodes_heard": 9,
+        }
+        await desk.store.begin(lambda session: clocks.put_beacon(session, "serving", told, now=now))
 
 
 async def enrol(data_dir: Path, poles: Path) -> None:
@@ -111,6 +131,11 @@ def test_a_stick_goes_to_the_commune_and_comes_back(tmp_path: Path, monkeypatch:
     assert returned == {"reports": 0, "new": 0, "refused": {}}
     verified = told(run("audit", "verify", "--json"))
     assert (verified["ok"], verified["breaks"]) == (True, [])
+
+    asyncio.run(doubt())
+    in_doubt = run("bundle", "export", str(stick / "doubtful.tar"), "--unit", "x1")
+    assert in_doubt.exit_code == 1
+    assert "Đồng hồ máy chủ" in in_doubt.stderr
 
     wrong = CliRunner().invoke(node_cli, ["import", str(stick / "back.tar"), "--identity", str(poles)])
     assert wrong.exit_code == 2
