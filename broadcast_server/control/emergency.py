@@ -467,7 +467,8 @@ async def list_emergencies(desk: Desk, actor: Actor, query: EmergencyQuery) -> l
             after=query.after,
             limit=query.limit,
         )
-        return [_view(session, row, roots, now) for row in rows]
+        counted = deliveries.counts_of(session, [f"{ALERT}{row.id}" for row in rows], roots, places.local_date(now))
+        return [_view(session, row, roots, now, counted[f"{ALERT}{row.id}"]) for row in rows]
 
     return await desk.store.read(work)
 
@@ -501,7 +502,8 @@ async def list_stop_alls(desk: Desk, actor: Actor, query: EmergencyQuery) -> lis
         rows = emergencies.list_stop_alls(
             session, _around(session, roots, now), in_force=query.in_force, after=query.after, limit=query.limit
         )
-        return [_latch_view(session, row, roots, now) for row in rows]
+        counted = deliveries.counts_of(session, [f"{LATCH}{row.id}" for row in rows], roots, places.local_date(now))
+        return [StopAllView(row, counted[f"{LATCH}{row.id}"]) for row in rows]
 
     return await desk.store.read(work)
 
@@ -543,7 +545,13 @@ def _concerns(session: Session, units: Collection[str], roots: Collection[str] |
     return around is None or not around.isdisjoint(units)
 
 
-def _view(session: Session, row: EmergencyRow, roots: Collection[str] | None, now: datetime) -> EmergencyView:
+def _view(
+    session: Session,
+    row: EmergencyRow,
+    roots: Collection[str] | None,
+    now: datetime,
+    counted: Counts | None = None,
+) -> EmergencyView:
     session.flush()
     on = places.local_date(now)
     successor = emergencies.successor_of(session, row.id)
@@ -552,7 +560,7 @@ def _view(session: Session, row: EmergencyRow, roots: Collection[str] | None, no
     is_in_force = _is_in_force(row, now)
     return EmergencyView(
         row,
-        Counts() if row.launched_at is None else deliveries.counts(session, f"{ALERT}{row.id}", roots, on),
+        deliveries.counts(session, f"{ALERT}{row.id}", roots, on) if counted is None else counted,
         is_in_force,
         None if successor is None else successor.id,
         tuple(latch.id for latch in emergencies.latches_over(session, over)) if is_in_force else (),

@@ -185,24 +185,32 @@ class Deliveries:
     # -- ends
 
     async def _close(self) -> None:
+        if not await self._store.read(deliveries.any_open):
+            return
         now = self._clock.now()
+        while await self._store.begin(lambda session: self._close_lines(session, now), ring=False) == AT_ONCE:
+            pass
+        while await self._store.begin(lambda session: self._close_deliveries(session, now), ring=False) == AT_ONCE:
+            pass
 
-        def find(session: Session) -> tuple[list[Line], bool]:
-            lines = deliveries.open_lines(session, ended_before=now - self._grace, limit=AT_ONCE)
-            over = deliveries.ended(session, now=now, limit=10 * AT_ONCE)
-            return lines, bool(_changed(over, [delivery.closed(one, now=now, grace=self._grace) for one in over]))
+    def _close_lines(self, session: Session, now: datetime) -> int:
+        """Judge what nobody reported of; how many lines."""
+        lines = deliveries.open_lines(session, ended_before=now - self._grace, limit=AT_ONCE)
+        subjects, nodes = {line.broadcast_id for line in lines}, {line.node_id for line in lines}
+        self._judge(session, lines, _said(session, subjects, nodes), now)
+        return len(lines)
 
-        lines, is_any_over = await self._store.read(find)
-
-        def write(session: Session) -> None:
-            if lines:
-                subjects, nodes = {line.broadcast_id for line in lines}, {line.node_id for line in lines}
-                self._judge(session, lines, _said(session, subjects, nodes), now)
-            over = deliveries.ended(session, now=now, limit=10 * AT_ONCE)
-            deliveries.save(session, _changed(over, [delivery.closed(one, now=now, grace=self._grace) for one in over]))
-
-        if lines or is_any_over:
-            await self._store.begin(write, ring=False)
+    def _close_deliveries(self, session: Session, now: datetime) -> int:
+        """The last word on what is over; how many changed."""
+        over = deliveries.to_close(session, now=now, grace=self._grace, limit=AT_ONCE)
+        said = _said(session, {one.subject for one in over}, {one.node_id for one in over})
+        after = []
+        for one in over:  # with all reports there are: a process that died may have left some unread
+            known = delivery.reported(one, said.get((one.subject, one.node_id), ()), now=now)
+            after.append(delivery.closed(known, now=now, grace=self._grace))
+        changed = _changed(over, after)
+        deliveries.save(session, changed)
+        return len(changed)
 
 
 def _take(session: Session, nodes: Sequence[str], obeys: Mapping[str, Obeys], now: datetime) -> None:

@@ -16,7 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.delivery import (
+    ALERT,
     ANSWER_WITHIN,
+    GIVE_UP_CLEARING,
     REACHED,
     RETRY_AFTER_S,
     Delivery,
@@ -179,14 +181,22 @@ def of(session: Session, subject: str, nodes: Collection[str]) -> list[Delivery]
     return [Delivery(*row) for row in session.execute(query)]
 
 
-def ended(session: Session, *, now: datetime, limit: int) -> list[Delivery]:
-    """What is over and not closed."""
+def to_close(session: Session, *, now: datetime, grace: timedelta, limit: int) -> list[Delivery]:
+    """What ended `grace` ago and still lacks its last word, or can be closed (`domain.delivery.closed`)."""
+
+    def ended(before: datetime) -> Any:
+        return or_(DeliveryRow.over_at <= before, DeliveryRow.expires_at <= before)
+
+    lacks_a_word = or_(
+        DeliveryRow.state.in_((DeliveryState.INTENT, DeliveryState.SENT, DeliveryState.SOUNDING)),
+        and_(DeliveryRow.state == DeliveryState.RECEIVED, DeliveryRow.subject.startswith(ALERT)),
+    )
+    is_settled = or_(
+        DeliveryRow.received_at.is_(None), DeliveryRow.cleared_at.is_not(None), ended(now - GIVE_UP_CLEARING)
+    )
     query = (
         select(*_COLUMNS)
-        .where(
-            DeliveryRow.closed_at.is_(None),
-            or_(DeliveryRow.over_at <= now, DeliveryRow.expires_at <= now),
-        )
+        .where(DeliveryRow.closed_at.is_(None), ended(now - grace), or_(lacks_a_word, is_settled))
         .order_by(DeliveryRow.subject, DeliveryRow.node_id)
         .limit(limit)
     )
@@ -310,7 +320,14 @@ class Counts:
 
 
 def counts(session: Session, subject: str, roots: Collection[str] | None, on: date) -> Counts:
-    """Nodes by how far they came. `sounding` counts whoever began, `heard` whoever ended a round."""
+    """`counts_of` for one subject."""
+    return counts_of(session, (subject,), roots, on)[subject]
+
+
+def counts_of(
+    session: Session, subjects: Collection[str], roots: Collection[str] | None, on: date
+) -> dict[str, Counts]:
+    """Nodes by how far they came, for each subject. `sounding` counts whoever began, `heard` whoever ended a round."""
 
     def many(condition: Any) -> Any:
         return func.count().filter(condition)
@@ -318,17 +335,23 @@ def counts(session: Session, subject: str, roots: Collection[str] | None, on: da
     is_holding = and_(
         DeliveryRow.over_at.is_not(None), DeliveryRow.received_at.is_not(None), DeliveryRow.cleared_at.is_(None)
     )
-    query = select(
-        func.count(),
-        many(DeliveryRow.received_at.is_not(None)),
-        many(DeliveryRow.sounding_at.is_not(None)),
-        many(DeliveryRow.state == DeliveryState.HEARD),
-        many(DeliveryRow.state.not_in(REACHED)),
-        many(is_holding),
-    ).where(DeliveryRow.subject == subject)
+    query = (
+        select(
+            DeliveryRow.subject,
+            func.count(),
+            many(DeliveryRow.received_at.is_not(None)),
+            many(DeliveryRow.sounding_at.is_not(None)),
+            many(DeliveryRow.state == DeliveryState.HEARD),
+            many(DeliveryRow.state.not_in(REACHED)),
+            many(is_holding),
+        )
+        .where(DeliveryRow.subject.in_(subjects))
+        .group_by(DeliveryRow.subject)
+    )
     if roots is not None:
         query = query.where(DeliveryRow.unit_id.in_(places.subtree_query(roots, on)))
-    return Counts(*session.execute(query).one())
+    found = {row[0]: Counts(*row[1:]) for row in session.execute(query)}
+    return {subject: found.get(subject, Counts()) for subject in subjects}
 
 
 # -- the play log -----------------------------------------------------------------------------------------------------
