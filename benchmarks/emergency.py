@@ -36,7 +36,7 @@ from broadcast_server.domain.alarm import round_length
 from broadcast_server.supervise import Child
 from firmware_sim import ear
 from simulation.samples import sample
-from simulation.village import PROVINCE, PULLED, Village
+from simulation.village import PROVINCE, PULLED, Village, VillageError
 from speaker_protocol.hazards import TONES, pattern_of
 
 NODES: Final = 1_000
@@ -141,7 +141,7 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
     offline = round(nodes * OFFLINE_SHARE)
     parts = {"listening": listen, "deciding": nodes - listen - offline, "losing_power": offline}
     decisions = {name: folder / f"{name}.jsonl" for name in parts}
-    async with Village(folder / "server") as village, _station() as url, contextlib.AsyncExitStack() as stack:
+    async with _told_on_failure(folder / "server") as village, _station() as url, contextlib.AsyncExitStack() as stack:
         village.settings = {
             "LOA_RELAY__ALLOW_PRIVATE": json.dumps([url.split("/")[2]]),
             "LOA_PLAYOUT__STATUS_INTERVAL_S": "30",
@@ -238,6 +238,17 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         "list_last": listed,
     }
     return figures, found
+
+
+@contextlib.asynccontextmanager
+async def _told_on_failure(folder: Path) -> AsyncIterator[Village]:
+    """A village whose server's last words are told when something goes wrong."""
+    async with Village(folder) as village:
+        try:
+            yield village
+        except VillageError:
+            _say(village.last_words())
+            raise
 
 
 def _cpu_s(fleets: Mapping[str, Child]) -> dict[str, float]:
