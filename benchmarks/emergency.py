@@ -60,6 +60,9 @@ LOUD: Final = 1_500.0
 TRACE: Final = 300.0
 """Amplitude of the relay's pair that counts as its sound."""
 
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+"""Where the nodes' stores lie: each has a flash of its own in the field, a thousand of them must not share one disk."""
+
 Pcm = npt.NDArray[np.int16]
 
 
@@ -96,8 +99,12 @@ def run() -> dict[str, Any]:
 
 def measure(nodes: int, listen: int) -> dict[str, Any]:
     """One village of so many nodes, of which so many are recorded."""
-    with tempfile.TemporaryDirectory(prefix="loa-emergency-") as name:
-        figures, found = asyncio.run(_village(nodes, listen, Path(name)))
+    flash = MEMORY if MEMORY.is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="loa-emergency-") as name,
+        tempfile.TemporaryDirectory(prefix="loa-emergency-", dir=flash) as boxes,
+    ):
+        figures, found = asyncio.run(_village(nodes, listen, Path(name), Path(boxes)))
     heard, decided = figures["first_tone_s"], figures["decided_s"]
     bars = [
         bar_of(
@@ -136,7 +143,7 @@ def measure(nodes: int, listen: int) -> dict[str, Any]:
 # -- the village ------------------------------------------------------------------------------------------------------
 
 
-async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any], Found]:
+async def _village(nodes: int, listen: int, folder: Path, boxes: Path) -> tuple[dict[str, Any], Found]:
     found = Found()
     offline = round(nodes * OFFLINE_SHARE)
     parts = {"listening": listen, "deciding": nodes - listen - offline, "losing_power": offline}
@@ -154,7 +161,7 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
             arguments = ["--decisions", str(decisions[name])]
             arguments += ["--record", str(folder / "records")] if name == "listening" else ["--listen", "0"]
             fleets[name] = await stack.enter_async_context(
-                village.nodes(count, identity=folder / name, arguments=arguments)
+                village.nodes(count, identity=boxes / name, arguments=arguments)
             )
         began = time.monotonic()
         await _until_ready(village, nodes, fleets)
@@ -187,7 +194,7 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         await asyncio.sleep(2.0)
 
         await fleets["losing_power"].terminate(0.0)
-        lost = _ids(folder / "losing_power")
+        lost = _ids(boxes / "losing_power")
         _say(f"{len(lost)} nodes without power")
         alarm = await _raise(village, "real")
         exact_s, listed = await _until_exact(village, alarm, lost)
@@ -197,7 +204,7 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         found.check("the list at 15 s is not the nodes without power", holds=without_power == lost)
         found.check(
             "who has no output is not listed as such",
-            holds=set(at_15) - without_power == _ids(folder / "deciding"),
+            holds=set(at_15) - without_power == _ids(boxes / "deciding"),
         )
         for node, reason in at_15.items():
             found.check(f"{node}: unreached without a reason", holds=bool(reason))
@@ -206,14 +213,14 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         await fleets["listening"].terminate()
 
     tones = dict(_first_tones(folder / "records", drill))
-    for node in _ids(folder / "listening"):
+    for node in _ids(boxes / "listening"):
         found.check(f"{node}: no attention tone recorded", holds=node in tones)
     relay = dict(_relay_samples(folder / "records", drill, tones, round_s))
     for node, samples in relay.items():
         found.check(f"{node}: {samples} samples of the relay within the round", holds=samples == 0)
     decided, lower = _decisions(decisions, drill, round_s)
-    silent = [node for name in ("deciding", "losing_power") for node in _ids(folder / name) if node not in decided]
-    for node in _ids(folder / "deciding") | _ids(folder / "losing_power"):
+    silent = [node for name in ("deciding", "losing_power") for node in _ids(boxes / name) if node not in decided]
+    for node in _ids(boxes / "deciding") | _ids(boxes / "losing_power"):
         found.check(f"{node}: never decided for the alarm", holds=node not in silent)
     figures = {
         "nodes": nodes,
@@ -222,7 +229,7 @@ async def _village(nodes: int, listen: int, folder: Path) -> tuple[dict[str, Any
         "http_answer_s": round(drill.answered_s, 3),
         "first_tone_s": _spread([at - drill.asked_ns for at in tones.values()]),
         "decided_s": _spread(
-            [at - drill.asked_ns for node, at in decided.items() if node not in _ids(folder / "listening")]
+            [at - drill.asked_ns for node, at in decided.items() if node not in _ids(boxes / "listening")]
         ),
         "node_cpu_ms": {
             name: round(1000 * ((alarmed[name] - usual[name]) - (usual[name] - before[name])) / count, 2)
