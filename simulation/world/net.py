@@ -21,7 +21,7 @@ KEEPALIVE_S: Final = 30.0
 BROKER_WAITS_S: Final = 1.5 * KEEPALIVE_S
 """A broker gives up a client after one and a half keepalives (MQTT 3.1.1 §3.1.2.10)."""
 FIRST_WAIT_S: Final = 0.3
-LONGEST_WAIT_S: Final = 60.0
+LONGEST_WAIT_S: Final = 300.0
 USUAL_S: Final = (0.02, 0.12)
 """Delay of one direction on a good day, drawn from this range."""
 

@@ -66,6 +66,10 @@ class Options:
     hours: float = 24.0
     faults: tuple[Fault, ...] | None = None
     """None: drawn from the seed."""
+    plan_days: int = PLAN_DAYS
+    is_peaceful: bool = False
+    """Nobody wants anything but the week's routine."""
+    node_pace: NodePace = NODE_PACE
 
 
 @dataclass(slots=True)
@@ -130,7 +134,7 @@ class World:
             pace=SERVER_PACE,
             lease_s=LEASE_S,
             status_interval_s=STATUS_INTERVAL_S,
-            plan_days=PLAN_DAYS,
+            plan_days=options.plan_days,
         )
         shutil.copyfile(_template(), folder / "loa.db")
         chance = SeededChance(f"{seed}/people")
@@ -151,7 +155,7 @@ class World:
             SoundLibrary(inline),
             DecodeCache(),
             PlanBodies(),
-            NODE_PACE,
+            options.node_pace,
         )
 
     def _is_served(self) -> bool:
@@ -223,9 +227,10 @@ class World:
     async def live(self) -> None:
         """The hours asked for: people and troubles until the quiet end, in which everything can be brought home."""
         until_s = self.options.hours * 3_600
-        quiet_s = max(0.0, until_s - QUIET_END_S)
+        quiet_s = until_s if self.options.is_peaceful else max(0.0, until_s - QUIET_END_S)
         faults = self.options.faults
-        self._help("people", self._let_people_act(quiet_s))
+        if not self.options.is_peaceful:
+            self._help("people", self._let_people_act(quiet_s))
         self._help("troubles", self.troubles.run(quiet_s) if faults is None else self.troubles.play(faults))
         await self._pass(quiet_s)
         self.trace.note("quiet")
