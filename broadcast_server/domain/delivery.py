@@ -100,7 +100,7 @@ class Delivery:
         return min(ends, default=None)
 
 
-_WHOLE: Final = frozenset({None, Why.ALERT_ASSET_MISSING.value})
+WHOLE: Final = frozenset({None, Why.ALERT_ASSET_MISSING.value})
 """Reasons beside which a round was whole: a node that lacks the recording says the same in its own words."""
 ALERT: Final = "alert:"
 LATCH: Final = "latch:"
@@ -151,7 +151,7 @@ def reported(delivery: Delivery, reports: Iterable[Report], *, now: datetime) ->
             )
         elif report.heard <= timedelta(0):
             delivery = _to(delivery, DeliveryState.MISSED, report.reason)
-        elif report.reason in _WHOLE:
+        elif report.reason in WHOLE:
             delivery = replace(_to(delivery, DeliveryState.HEARD), heard_at=delivery.heard_at or report.at)
         elif delivery.state is not DeliveryState.HEARD:
             delivery = replace(delivery, state=DeliveryState.PARTIAL, reason=report.reason)

@@ -158,7 +158,11 @@ class Deliveries:
         for line in lines:
             told = said.get((line.broadcast_id, line.node_id), ())
             end = max(line.ends_at, line.starts_at + timedelta(milliseconds=1))
-            whole = [report.heard for report in told if report.kind is ReportKind.FINISHED and report.reason is None]
+            whole = [
+                report.heard
+                for report in told
+                if report.kind is ReportKind.FINISHED and report.reason in delivery.WHOLE and report.heard
+            ]
             if whole:  # the node knows best how long its own clips are
                 end = min(end, line.starts_at + max(*whole, timedelta(milliseconds=1)))
             planned = _Round(line.broadcast_id, line.starts_at, end)

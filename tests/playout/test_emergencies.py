@@ -165,7 +165,9 @@ async def test_the_play_log_stands_on_signed_reports_alone(tmp_path: Path):
         await room.nodes[NEIGHBOUR].tell_status(alerts=(told,))
         await room.nodes[NODE].report("started", entry, room.clock.now())
         await room.clock.advance(40)
-        await room.nodes[NODE].report("finished", entry, room.clock.now(), heard_ms=39_000)
+        await room.nodes[NODE].report(
+            "finished", entry, room.clock.now(), heard_ms=19_000, reason="alert_asset_missing"
+        )  # in its own words, which are shorter
         await room.nodes[FAR].report("not_sounded", entry, room.clock.now(), reason="no_output")
         await room.turn()
         await room.pass_time(90, step_s=10)
