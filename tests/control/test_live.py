@@ -22,6 +22,7 @@ from broadcast_server.control.live import (
     preview_live,
     renew_live,
 )
+from broadcast_server.control.outlook import explain, local_text
 from broadcast_server.control.places import put_policy
 from broadcast_server.control.scheduling import NewSchedule
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
@@ -399,3 +400,26 @@ async def test_a_server_that_does_not_lead_opens_nothing(tmp_path: Path):
         it.epoch = 0
         with pytest.raises(Unavailable, match="live_not_leading"):
             await opened(it)
+
+
+async def test_explain_names_what_ended_a_voice_and_what_silences_it(tmp_path: Path):
+    async with a_live_village(tmp_path) as it:
+        made = await opened(it, title="Họp thôn")
+        await it.clock.advance(3.0)
+        now = await explain(it.desk, LAN, f"c1-{DONG}", it.clock.now())
+        assert now.sounding is not None
+        assert (now.sounding.title, now.sounding.kind) == ("Họp thôn", ScheduleKind.LIVE)
+        await it.emergency(DONG, until=at(9, 10))
+        under = await explain(it.desk, LAN, f"c1-{DONG}", it.clock.now())
+        assert (under.code, under.facts["winner_title"], under.facts["loser_title"]) == (
+            "explain_emergency",
+            "Lũ về",
+            "Họp thôn",
+        )
+        await it.pass_by(20.0)
+        ended = await get_live(it.desk, LAN, made.live.id)
+        assert ended.end_reason is LiveEnd.LOST
+        after = await explain(it.desk, LAN, f"c1-{DONG}", at(9, 15))
+        assert ended.closed_at is not None
+        told = (after.code, after.facts["by"], after.facts["cut_at"])
+        assert told == ("explain_cut", "live_keeper", local_text(ended.closed_at))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import LiveKeeper
+from broadcast_server.domain.clock import to_ms
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub
 from broadcast_server.relay.stream import PacketEncoder
 from broadcast_server.relay.voice import VoiceRoom
@@ -78,7 +79,13 @@ class LiveVillage:
     async def emergency(self, unit: str, *, until: datetime, text: str = "Lũ về") -> None:
         """An emergency in force for a place."""
         now = self.clock.now()
-        body = {"alert_id": f"alert-{unit}", "level": int(Level.EMERGENCY_COMMUNE), "text": text}
+        body = {
+            "alert_id": f"alert-{unit}",
+            "level": int(Level.EMERGENCY_COMMUNE),
+            "issued_ms": to_ms(now),
+            "expires_ms": to_ms(until),
+            "text": text,
+        }
         row = AlertRow(
             id=f"alert-{unit}",
             unit_id=unit,
