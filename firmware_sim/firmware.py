@@ -100,6 +100,7 @@ CONNECTING_S: Final = 60.0
 NOTE_HEARD_S: Final = 30.0
 """So much of what was heard a power cut may take from the log: the flash is written so often while something sounds."""
 MOST_DUE: Final = 64
+TELL_DUE_S: Final = 600.0
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
 TELL_ALERT_WITHIN_S: Final = 0.8
@@ -170,6 +171,7 @@ class Firmware:
         self._wake_output = asyncio.Event()
         self._wake_house = asyncio.Event()
         self._remembered_s = 0.0
+        self._due_told: tuple[tuple[wire.ItemReadiness, ...], float] | None = None
         self._up_s = kit.true.now_ns() / 1e9
         """When the link was last seen up; at first, when the power came."""
         self.gate = Gate(
@@ -689,6 +691,7 @@ class Firmware:
         return tuple(wanted)
 
     def _link_up(self) -> None:
+        self._due_told = None
         self.log.hurry()
         self._status_due = True
         self._probe_now.set()
@@ -1090,7 +1093,7 @@ class Firmware:
                 *(fault.value for fault in self.machine().faults),
                 *(f"phrase_broken:{code}" for code in self._box.phrases.broken),
             ),
-            due=self._due(),
+            due=self._due_news(),
             refusals=dict(self.gate.refusals),
             firmware=FIRMWARE,
             free_bytes=0 if disk.is_full else max(0, disk.capacity_bytes - self.assets.held_bytes()),
@@ -1137,6 +1140,14 @@ class Firmware:
         if tag.alert_id is not None:
             return wire.AudioState.EMERGENCY
         return wire.AudioState.SCHEDULED if tag.stream is None else wire.AudioState.LIVE
+
+    def _due_news(self) -> tuple[wire.ItemReadiness, ...] | None:
+        """The coming items if they are not as they were told lately: they weigh more than all the rest of a status."""
+        due, told = self._due(), self._due_told
+        if told is not None and told[0] == due and self._status_sent_s - told[1] < TELL_DUE_S:
+            return None
+        self._due_told = (due, self._status_sent_s)
+        return due
 
     def _due(self) -> tuple[wire.ItemReadiness, ...]:
         """The coming recorded items, and whether what they need is here."""

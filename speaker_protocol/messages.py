@@ -408,7 +408,7 @@ class StatusBody(Body):
     """How far it is with each alert in force that it obeys."""
     stop_all: bool | None = None
     due: Annotated[tuple[ItemReadiness, ...], Field(max_length=64)] | None = None
-    """The coming recorded items, the soonest first."""
+    """The coming recorded items, the soonest first; told when they change and every few minutes, None: as before."""
     ready: Annotated[int, Field(ge=0)] = 0
     missing: Annotated[tuple[Sha256, ...], Field(max_length=200)] = ()
     refusals: dict[str, int] = {}

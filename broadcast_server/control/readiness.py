@@ -142,7 +142,7 @@ def _lack(word: NodeStatusRow | None, sounding: Sounding) -> tuple[str | None, d
         return "node_never_heard", {}
     if word.link != "online":
         return "node_offline", {"since": outlook.local_text(word.since)}
-    told: Collection[Mapping[str, Any]] = word.body.get("due") or ()
+    told: Collection[Mapping[str, Any]] = (word.due or {}).get("items", ())
     start_ms = to_ms(sounding.start)
     mine = [one for one in told if one["entry_id"] == sounding.entry_id and one["start_ms"] == start_ms]
     if mine:

@@ -209,7 +209,7 @@ class Inbox:
         if len(self._statuses) >= STATUSES_WAITING and word.node_id not in self._statuses:
             self.refused["status_queue_full"] += 1  # it tells again
             return
-        self._statuses[word.node_id] = word
+        self._statuses[word.node_id] = word.after(self._statuses.get(word.node_id))
         if self._watch is not None and word.is_online:
             believed = word.believed_time
             self._watch.heard_status(word.node_id, *believed, message.arrived, retained=message.retained)

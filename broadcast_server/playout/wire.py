@@ -323,10 +323,16 @@ def _believable(at_ms: int) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class NodeWord:
-    """A node's status, read."""
+    """A node's status, read. `carried`: the coming items, as an earlier word told them that was not kept yet."""
 
     node_id: str
     body: messages.StatusBody
+    carried: tuple[messages.ItemReadiness, ...] | None = None
+
+    @property
+    def due(self) -> tuple[messages.ItemReadiness, ...] | None:
+        """The coming items; None: as told before."""
+        return self.carried if self.body.due is None else self.body.due
 
     @property
     def follows(self) -> tuple[str, int, int] | None:
@@ -375,8 +381,15 @@ class NodeWord:
             "highest_epoch": self.body.highest[0],
             "highest_sequence": self.body.highest[1],
             "sounding": None if self.body.sounding is None else self.body.sounding[:120],
-            "body": self.body.model_dump(mode="json", exclude_none=True),
+            "body": self.body.model_dump(mode="json", exclude_none=True, exclude={"due"}),
+            **({} if self.due is None else {"due": {"items": [one.model_dump(mode="json") for one in self.due]}}),
         }
+
+    def after(self, earlier: NodeWord | None) -> NodeWord:
+        """With what the word before it told and it leaves out."""
+        if earlier is None or self.body.due is not None or earlier.due is None:
+            return self
+        return NodeWord(self.node_id, self.body, earlier.due)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,8 @@ def save_statuses(
 ) -> None:
     """The latest word of each node. Opens and closes the span in which it was reachable.
 
-    Each status: `node_id, link, boot_id, plan_sha256, highest_epoch, highest_sequence, sounding, body`. `ids`: fresh
-    ids, one per status at least.
+    Each status: `node_id, link, boot_id, plan_sha256, highest_epoch, highest_sequence, sounding, body` and, where it
+    was told, `due`; else what was told before stays. `ids`: fresh ids, one per status at least.
     """
     names = [status["node_id"] for status in statuses]
     before = {
@@ -62,29 +62,12 @@ def save_statuses(
         for status in statuses
         if status["node_id"] not in before or before[status["node_id"]][0] != status["link"]
     }
-    upsert(
-        session,
-        NodeStatusRow,
-        [
-            {
-                **status,
-                "seen_at": now,
-                "since": now if status["node_id"] in went else before[status["node_id"]][1],
-            }
-            for status in statuses
-        ],
-        update=(
-            "link",
-            "since",
-            "seen_at",
-            "boot_id",
-            "plan_sha256",
-            "highest_epoch",
-            "highest_sequence",
-            "sounding",
-            "body",
-        ),
-    )
+    rows = [
+        {**status, "seen_at": now, "since": now if status["node_id"] in went else before[status["node_id"]][1]}
+        for status in statuses
+    ]
+    upsert(session, NodeStatusRow, [row for row in rows if "due" not in row], update=_STATUS)
+    upsert(session, NodeStatusRow, [row for row in rows if "due" in row], update=(*_STATUS, "due"))
     session.execute(
         update(LinkSpanRow).where(LinkSpanRow.node_id.in_(went), LinkSpanRow.until.is_(None)).values(until=now)
     )
@@ -94,6 +77,19 @@ def save_statuses(
         for status in statuses
         if status["node_id"] in went and status["link"] == "online"
     )
+
+
+_STATUS = (
+    "link",
+    "since",
+    "seen_at",
+    "boot_id",
+    "plan_sha256",
+    "highest_epoch",
+    "highest_sequence",
+    "sounding",
+    "body",
+)
 
 
 def highest_seen(session: Session) -> tuple[int, int]:

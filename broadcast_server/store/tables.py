@@ -182,7 +182,10 @@ class NodeRow(Base):
 
 
 class NodeStatusRow(Base):
-    """The node's last word, rewritten often, so apart from the register. `since` is when `link` changed."""
+    """The node's last word, rewritten often, so apart from the register. `since` is when `link` changed.
+
+    `due`: the coming recorded items and whether they are there, told only now and then: older than the rest.
+    """
 
     __tablename__ = "node_statuses"
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
@@ -195,6 +198,7 @@ class NodeStatusRow(Base):
     highest_sequence: Mapped[int] = mapped_column(default=0)
     sounding: Mapped[str | None]
     body: Mapped[Json]
+    due: Mapped[Json | None]
 
 
 class LinkSpanRow(Base):

@@ -34,7 +34,9 @@ async def a_node(village: Village, cluster: str, *, link: str | None, due: list[
         session.flush()
         if link is not None:
             session.add(
-                NodeStatusRow(node_id=f"n-{cluster}", link=link, since=now, seen_at=now, boot_id="b", body={"due": due})
+                NodeStatusRow(
+                    node_id=f"n-{cluster}", link=link, since=now, seen_at=now, boot_id="b", body={}, due={"items": due}
+                )
             )
 
     await village.desk.store.begin(write)

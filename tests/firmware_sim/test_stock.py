@@ -326,12 +326,16 @@ def test_the_status_says_item_by_item_what_is_ready(tmp_path: Path):
         t0 = shop.now_ms + 1_200_000
         office.plan(segment("here", t0, 2, asset=here), segment("lost", t0 + 60_000, 2, asset=lost))
         await shop.pass_s(300)
-        assert office.status is not None
-        assert [(one.entry_id, one.start_ms, one.ready) for one in office.status.due or ()] == [
+        assert [(one.entry_id, one.start_ms, one.ready) for one in office.due[-1]] == [
             ("here", t0, True),
             ("lost", t0 + 60_000, False),
         ]
         assert "asset_due_missing" in shop.faults
+        told = len(office.due)
+        await shop.pass_s(200)
+        assert len(office.due) == told  # nothing changed: the status does without the list
+        await shop.pass_s(600)
+        assert len(office.due) == told + 1
         await shop.stop()
 
     on_virtual_time(story)

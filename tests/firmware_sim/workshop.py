@@ -66,6 +66,7 @@ class Office:
         self.asked: list[str] = []
         self.reports: dict[str, bytes] = {}
         self.status: wire.StatusBody | None = None
+        self.due: list[tuple[wire.ItemReadiness, ...]] = []
         self.is_reachable = True
         self.acknowledges = True
         self.piece_bytes = 4_096
@@ -150,6 +151,8 @@ class Office:
                     link.arrives(str(topics.NodeAck(NODE)), self.seal(self.server, Kind.ACK, NODE, ack))
             case topics.NodeStatus() if payload:
                 self.status = wire.decode(wire.StatusBody, payload)
+                if self.status.due is not None:
+                    self.due.append(self.status.due)
             case _:
                 pass
 

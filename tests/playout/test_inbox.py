@@ -14,7 +14,7 @@ from broadcast_server.domain.errors import Unavailable
 from broadcast_server.playout import inbox as inbox_module
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import LinkSpanRow, NodeRow, NodeStatusRow, ReportRow
-from speaker_protocol.messages import Link, TimeAnswerBody
+from speaker_protocol.messages import ItemReadiness, Link, TimeAnswerBody
 from tests.playout.rig import FAR, NEIGHBOUR, NODE, Room, a_room
 from tests.support.village import at
 
@@ -55,6 +55,27 @@ async def test_what_a_hundred_statuses_say_is_one_commit_and_rings_no_bell(tmp_p
         assert len(commits) == 1
         assert room.store.doorbell.rings == rings
         assert await count(room, NodeStatusRow) == 3
+
+
+async def test_the_coming_items_stay_as_told_until_they_are_told_anew(tmp_path: Path):
+    async def due(room: Room) -> list[bool]:
+        row = await room.store.read(lambda session: session.get(NodeStatusRow, NODE))
+        assert row is not None
+        assert "due" not in row.body
+        return [one["ready"] for one in (row.due or {}).get("items", ())]
+
+    async with a_room(tmp_path) as room:
+        first = (ItemReadiness(entry_id="a@1", start_ms=1, ready=False),)
+        await room.node.tell_status(due=first)
+        await room.node.tell_status(sounding="x")  # in the same moment, and without the list
+        await flush(room)
+        assert await due(room) == [False]
+        await room.node.tell_status(sounding="y")
+        await flush(room)
+        assert await due(room) == [False]
+        await room.node.tell_status(due=(*first, ItemReadiness(entry_id="b@2", start_ms=2, ready=True)))
+        await flush(room)
+        assert await due(room) == [False, True]
 
 
 async def test_spans_of_reach_open_and_close_with_the_will(tmp_path: Path):
