@@ -8,7 +8,9 @@ the earliest one of a pulse (p99 over pulses); `pair_skew` the same over all pai
 
 The physical floor: with answers alone nobody can tell a slow way up from a slow way down. If the ways of node i differ
 by a_i, its best estimate is wrong by a_i / 2; two nodes are (a_i - a_j) / 2 apart, however long they measure. So ±20 ms
-of constant difference, drawn evenly, floor the skew of a hundred nodes just below 20 ms.
+of constant difference, drawn evenly, floor the skew of a hundred nodes just below 20 ms. The floor printed beside is that
+arithmetic over the very differences drawn; what jitter adds moves each node by a millisecond or two to either side of
+it.
 
 On a quiet link (0.5 ms and a tail of 0.5 ms) snapserver and two snapclients (file players into FIFOs, as peers do it on
 one host) run for the figure beside ours.
@@ -141,7 +143,7 @@ def four_g(seed: int, asymmetry_ms: dict[int, float] | None = None) -> Callable[
 
 
 def floor_of(asymmetry_ms: list[float]) -> dict[str, float]:
-    """What no exchange of messages can do better than, given the ways' constant differences."""
+    """How far apart the constant differences of the ways alone keep the nodes, however long they measure."""
     wrong = [each / 2 for each in asymmetry_ms]
     pairs = [abs(a - b) for a, b in itertools.combinations(wrong, 2)]
     return {"skew_ms": round(max(wrong) - min(wrong), 3), "pair_skew_ms_p99": _at(pairs, 99)}
