@@ -8,9 +8,9 @@ the earliest one of a pulse (p99 over pulses); `pair_skew` the same over all pai
 
 The physical floor: with answers alone nobody can tell a slow way up from a slow way down. If the ways of node i differ
 by a_i, its best estimate is wrong by a_i / 2; two nodes are (a_i - a_j) / 2 apart, however long they measure. So ±20 ms
-of constant difference, drawn evenly, floor the skew of a hundred nodes just below 20 ms. The floor printed beside is that
-arithmetic over the very differences drawn; what jitter adds moves each node by a millisecond or two to either side of
-it.
+of constant difference, drawn evenly, floor the skew of a hundred nodes just below 20 ms. The floor printed beside is
+that arithmetic over the very differences drawn; what jitter adds moves each node by a millisecond or two to either side
+of it.
 
 On a quiet link (0.5 ms and a tail of 0.5 ms) snapserver and two snapclients (file players into FIFOs, as peers do it on
 one host) run for the figure beside ours.
