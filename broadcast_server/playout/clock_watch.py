@@ -42,6 +42,9 @@ BEACON_SLACK_S: Final = BEACON_S + STORE_LOOK_S + 1.0
 PEER_FRESH_S: Final = 30.0
 NODES_AT_LEAST: Final = 3
 NODE_FRESH_S: Final = 180.0
+READING_S: Final = 15.0
+NO_QUEUE_S: Final = 60.0
+"""No message waits so long on its way."""
 NODES_REMEMBERED: Final = 20_000
 FORGET_PROCESS: Final = timedelta(days=1)
 
@@ -58,13 +61,37 @@ class Doubt(StrEnum):
 
 @dataclass(slots=True)
 class _NodeView:
-    """A node's last two readings, node minus server in seconds, and when the last came (monotonic)."""
+    """Two readings of a node, node minus server in seconds, `READING_S` apart at least; when the last came (monotonic).
 
-    ahead_s: tuple[float, float]
-    slack_s: float
-    at_s: float
+    A message that waited in a queue makes its node look slow. So of the readings of one stretch the least slow counts,
+    and a node is slow only when two stretches say the same; ahead of us, or behind by more than any queue holds, no
+    message can look.
+    """
+
+    before_s: float | None = None
+    ahead_s: float = 0.0
+    slack_s: float = 0.0
+    since_s: float = -1e9
+    at_s: float = -1e9
     offset_ns: int | None = None
     """What it adds to its device's clock, as its last status said."""
+
+    def take(self, ahead_s: float, slack_s: float, now_s: float) -> None:
+        """One more reading."""
+        if now_s - self.since_s < READING_S:
+            self.ahead_s = max(self.ahead_s, ahead_s)
+        else:
+            self.before_s = self.ahead_s if self.at_s > -1e8 else None
+            self.ahead_s, self.since_s = ahead_s, now_s
+        self.slack_s, self.at_s = slack_s, now_s
+
+    def told_s(self) -> float:
+        """How far it is surely ahead of us (below 0: behind); 0 within what it may be wrong itself."""
+        beyond_s = TOLERANCE_S + self.slack_s
+        if self.ahead_s > beyond_s or self.ahead_s < -NO_QUEUE_S - beyond_s:
+            return self.ahead_s
+        is_twice = self.before_s is not None and abs(self.before_s - self.ahead_s) <= TOLERANCE_S
+        return self.ahead_s if is_twice and self.ahead_s < -beyond_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,25 +184,22 @@ class ClockWatch:
         view.offset_ns = round(offset_ms * 1e6) if sent_ms else None
         if retained or not sent_ms:
             return
-        self._read(view, (sent_ms - to_ms(arrived)) / 1000, uncertainty_ms / 1000)
+        view.take((sent_ms - to_ms(arrived)) / 1000, uncertainty_ms / 1000, self._clock.monotonic())
 
     def heard_question(self, node_id: str, device_ns: int, arrived: datetime) -> None:
         """A time question: the device's clock and what the node adds to it are its belief, before we answer."""
         view = self._view(node_id)
         if view.offset_ns is not None:
-            self._read(view, (device_ns + view.offset_ns) / 1e9 - to_ms(arrived) / 1000, view.slack_s)
+            ahead_s = (device_ns + view.offset_ns) / 1e9 - to_ms(arrived) / 1000
+            view.take(ahead_s, view.slack_s, self._clock.monotonic())
 
     def _view(self, node_id: str) -> _NodeView:
         view = self._nodes.get(node_id)
         if view is None:
             while len(self._nodes) >= NODES_REMEMBERED:
                 self._nodes.popitem(last=False)  # the one that has been silent longest
-            view = self._nodes[node_id] = _NodeView((0.0, 0.0), 0.0, -1e9)
+            view = self._nodes[node_id] = _NodeView()
         return view
-
-    def _read(self, view: _NodeView, ahead_s: float, slack_s: float) -> None:
-        view.ahead_s = (view.ahead_s[1], ahead_s) if view.at_s > -1e8 else (ahead_s, ahead_s)
-        view.slack_s, view.at_s = slack_s, self._clock.monotonic()
 
     def _fresh_nodes(self) -> list[_NodeView]:
         now_s = self._clock.monotonic()
@@ -186,17 +210,13 @@ class ClockWatch:
         fresh = self._fresh_nodes()
         if len(fresh) < NODES_AT_LEAST:
             return None
-        # A message that waited in a queue makes its node look slow once; twice in a row it is the clock.
-        told = [min(view.ahead_s, key=abs) for view in fresh]
-        beyond = [
-            ahead_s if abs(ahead_s) > TOLERANCE_S + view.slack_s else 0.0
-            for ahead_s, view in zip(told, fresh, strict=True)
-        ]
-        for side in (1, -1):
-            agreeing = [ahead_s for ahead_s in beyond if ahead_s * side > 0]
-            if 2 * len(agreeing) > len(fresh):
-                return statistics.median(agreeing)
-        return 0.0
+        told = [ahead_s for view in fresh if (ahead_s := view.told_s())]
+        if not told:
+            return 0.0
+        # A wrong clock is wrong by the same for everybody; a slow crowd is not.
+        middle_s = statistics.median(told)
+        agreeing = sum(abs(view.told_s() - middle_s) <= TOLERANCE_S + view.slack_s for view in fresh if view.told_s())
+        return middle_s if 2 * agreeing > len(fresh) else 0.0
 
     # -- the watch
 
@@ -275,7 +295,8 @@ class ClockWatch:
     def _shift(self, by_s: float) -> None:
         """Our clock moved: readings are against it."""
         for view in self._nodes.values():
-            view.ahead_s = (view.ahead_s[0] - by_s, view.ahead_s[1] - by_s)
+            view.ahead_s -= by_s
+            view.before_s = None if view.before_s is None else view.before_s - by_s
         if self._database_s is not None:
             self._database_s = None
         self._peers.clear()
