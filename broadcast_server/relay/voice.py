@@ -242,7 +242,8 @@ class Voice:
         if fmt is not self._format:
             self._format = fmt
             reorder = self._limits.reorder if fmt is VoiceFormat.OPUS else 1
-            expected, self._sequencer = self._sequencer.next, Sequencer(self.counts, reorder=reorder, ahead=500)
+            expected = self._sequencer.next
+            self._sequencer = Sequencer(self.counts, reorder=reorder, ahead=self._limits.ahead)
             self._sequencer.next = expected
         self.attachment = Attachment(self)
         return self.attachment
