@@ -448,8 +448,9 @@ def _take_off(session: Session, actor: Actor, row: ArrivalRow, state: ArrivalSta
         first = schedules.schedule(session, row.schedule_id)
         series = [first, *schedules.others_of_series(session, first, now - LONGEST_WINDOW)]
         ids = [each.id for each in series]
-        around = Neighbourhood.read(session, places.local_date(now))
-        for entry in schedules.load_entries(session, Window(now, now + _MS), now, schedule_ids=ids):
+        due = schedules.load_entries(session, Window(now, now + _MS), now, schedule_ids=ids)
+        for entry in due:
+            around = Neighbourhood.read(session, places.local_date(now))
             heard = heard_until(session, around, entry, now)
             if heard is not None and entry.asset is not None and heard >= entry.asset.duration:
                 continue  # its window is still open, its sound is over
