@@ -268,8 +268,8 @@ async def _fault(rig: Rig, kind: str, feed: str, mount: str, pusher: Pusher) -> 
 async def _aftermath(ear: Ear, kind: str, successor: SourceKind, fault_s: float, tally: Tally, feed: str) -> None:
     """Wait for what must follow, and measure when it did."""
     if kind == "second":
-        await asyncio.sleep(3.0)
-        if not any(piece.tones == MAIN and piece.came_s > fault_s + 2.0 for piece in ear.pieces):
+        goes_on = await _until(lambda: any(p.tones == MAIN and p.due_s > fault_s + 4.0 for p in ear.pieces), 8.0)
+        if not goes_on:
             tally.wrong.append(f"{feed} second: the first source fell silent")
         return
     if kind == "window":

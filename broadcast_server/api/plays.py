@@ -15,7 +15,7 @@ from broadcast_server.control import plays
 from broadcast_server.control.plays import PlayQuery, cursor_of
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.plays import Play, Proof
-from broadcast_server.store.words import ScheduleKind
+from broadcast_server.store.words import RelayedKind, ScheduleKind
 from speaker_protocol.rules import BulletinClass
 
 router = APIRouter(tags=["plays"])
@@ -23,6 +23,17 @@ router = APIRouter(tags=["plays"])
 Since = Annotated[AwareDatetime | None, Query(alias="from", description="starts at or after")]
 Until = Annotated[AwareDatetime | None, Query(description="starts before")]
 BroadcastQuery = Annotated[str | None, Query(max_length=120)]
+
+
+class SoundedInstead(Shown):
+    """What sounded in place of the feed for a while."""
+
+    kind: RelayedKind
+    source_id: str | None
+    name: str | None
+    reason: str
+    since: datetime
+    until: datetime
 
 
 class PlayShown(Shown):
@@ -57,6 +68,7 @@ class PlayShown(Shown):
     late_ms: int | None
     late_because: str | None
     uncertainty_ms: float | None
+    instead: list[SoundedInstead]
 
     @classmethod
     def of(cls, play: Play) -> PlayShown:

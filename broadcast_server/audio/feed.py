@@ -461,7 +461,7 @@ class _Feed:
 
     async def _decode(self, fmt: StreamFormat, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """PCM of `chunks` by a child of its own. Ends when they end; raises what they raise, or `undecodable`."""
-        argv = decode_stream_argv(fmt, live=False, prompt=False)  # as it is: whoever reads judges it, then levels it
+        argv = decode_stream_argv(fmt, prompt=False)  # as it is: whoever reads judges it, then levels it
         name = f"feed.decode[{self.feed_id}]"
         async with self._sandbox.child(argv, name=name, limits=LIVE, keep_stdin=True) as child:
             meter = _Meter()

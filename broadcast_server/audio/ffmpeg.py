@@ -95,11 +95,10 @@ def decode_file_argv(source: str, kind: FileFormat, *, longest_s: float, output:
     return _compiled(out)
 
 
-def decode_stream_argv(input_format: StreamFormat | str, *, live: bool, prompt: bool = True) -> list[str]:
+def decode_stream_argv(input_format: StreamFormat | str, *, prompt: bool = True) -> list[str]:
     """A stream fed on stdin, as PCM on stdout, as soon as it can be had.
 
     `prompt`: write every decoded packet at once (a live voice); else PCM comes in lumps of 32 KiB, 0.34 s (a relay).
-    `live`: even out the voice (compressor, then limiter at −1.5 dBFS); neither adds delay, unlike loudnorm's 3 s.
     """
     kind = StreamFormat(input_format)
     heard = ffmpeg.input(
@@ -111,13 +110,6 @@ def decode_stream_argv(input_format: StreamFormat | str, *, live: bool, prompt: 
         analyzeduration=0,
         threads=1,
     )["a:0"]
-    if live:
-        heard = (
-            heard.filter("aresample", SAMPLE_RATE_HZ)
-            .filter("aformat", channel_layouts="mono")
-            .filter("acompressor", threshold="-20dB", ratio=3, attack=10, release=250, knee=4, makeup="4dB")
-            .filter("alimiter", level_in=1, level_out=1, limit="-1.5dB", attack=5, release=50, level="disabled")
-        )
     return _compiled(heard.output(STDOUT, flush_packets=int(prompt), **_PCM, **_ONLY_SOUND))
 
 

@@ -41,6 +41,8 @@ OVERDUE_AFTER: Final = timedelta(seconds=20)
 SLICE: Final = 500
 STREAM_LEAD: Final = timedelta(seconds=12)
 STREAM_TAIL: Final = timedelta(seconds=6)
+LONGEST_DELAY: Final = timedelta(seconds=30)
+"""A feed that is held back for the cut button begins so much earlier."""
 BROADCASTS_AHEAD: Final = timedelta(hours=26)
 NOTE_ALL_EVERY: Final = timedelta(minutes=30)
 RESEND_AFTER_S: Final = (20.0, 40.0, 80.0, 160.0, 320.0, 600.0)
@@ -530,8 +532,10 @@ class Conductor:
     async def _reconcile(self, now: datetime) -> None:
         listeners: dict[str, dict[int, int]] = {}
         fillers: dict[str, set[str | None]] = {}
+        starts: dict[str, datetime] = {}
         for relay in self._relays:
-            if relay.start - STREAM_LEAD <= now < relay.end + STREAM_TAIL:
+            if relay.start - STREAM_LEAD - LONGEST_DELAY <= now < relay.end + STREAM_TAIL:
+                starts[relay.stream] = min(relay.start, starts.get(relay.stream, relay.start))
                 listeners.setdefault(relay.stream, {})[relay.target] = relay.nodes
                 fillers.setdefault(relay.stream, set()).update(relay.fillers)
         specs: dict[str, StreamSpec] = {}
@@ -542,6 +546,7 @@ class Conductor:
             specs = {
                 feed_id: _stream_spec(each, listeners=sum(listeners[feed_id].values()), epoch=self._epoch)
                 for feed_id, each in found.items()
+                if starts[feed_id] - STREAM_LEAD - timedelta(seconds=each.delay_s) <= now
             }
         await self._engine.reconcile(specs)
 

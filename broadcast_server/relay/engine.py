@@ -222,7 +222,9 @@ class Engine:
                 if (wanted := desired.get(stream_id)) is None or not running.spec.same_stream(wanted)
             ]
             for stream_id in stale:
-                self._running[stream_id].source.end_reason = ending if stream_id not in desired else "restarted"
+                source = self._running[stream_id].source
+                is_revoked = source.status.reason == "source_revoked"
+                source.end_reason = "restarted" if stream_id in desired else "source_revoked" if is_revoked else ending
             await asyncio.gather(*(self._stop(stream_id) for stream_id in stale))
             for stream_id, spec in desired.items():
                 running = self._running.get(stream_id)

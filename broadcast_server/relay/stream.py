@@ -350,7 +350,19 @@ class _Run:
     async def _send(self, frames: int, empties: list[int], flags: int) -> None:
         pcm = bytes(self._pending[: frames * FRAME_BYTES])
         del self._pending[: frames * FRAME_BYTES]
-        packets = await self._stream.encode(self._encoder, pcm)
+        encoding = asyncio.create_task(
+            self._stream.encode(self._encoder, pcm), name=f"relay.encode[{self._stream.stream_id}]"
+        )
+        try:
+            packets = await asyncio.shield(encoding)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: the encoder is its own until it is done, and what it makes is sent.
+            await asyncio.wait([encoding])
+            self._publish(encoding.result(), empties, flags)
+            raise
+        self._publish(packets, empties, flags)
+
+    def _publish(self, packets: list[bytes], empties: list[int], flags: int) -> None:
         for at in reversed(empties):
             packets.insert(min(at, len(packets)), b"")
         self._sequence += 1

@@ -461,7 +461,7 @@ class _Container:
     ) -> None:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUED_CHUNKS)
         self._on_frame, self._on_refused = on_frame, on_refused
-        argv = decode_stream_argv(fmt, live=False)
+        argv = decode_stream_argv(fmt)
         self._child = sandbox.child(argv, name=f"voice.decode[{session_id}]", limits=LIVE, keep_stdin=True)
         self._task = asyncio.create_task(self._run(), name=f"voice.container[{session_id}]")
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.domain.proof import Verdict
-from broadcast_server.store import beginnings, places
+from broadcast_server.store import beginnings, places, relays
 from broadcast_server.store.tables import BroadcastRow, ClusterRow, PlayRow, ScheduleRow
 from broadcast_server.store.words import ContentKind, ScheduleKind
 from speaker_protocol.rules import BulletinClass
@@ -54,6 +54,8 @@ class Play:
     late_because: str | None = None
     uncertainty_ms: float | None = None
     """How the node says it began (`store.beginnings`)."""
+    instead: tuple[relays.Instead, ...] = ()
+    """What sounded in place of the feed it relays, and when (`đang phát thay`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,10 @@ def list_plays(
         for play, broadcast, code, name in session.execute(query)
     ]
     began = beginnings.beginnings_of(session, [(one.broadcast_id, one.node_id, one.starts_at) for one in found])
-    return [_with_beginning(one, began) for one in found]
+    relayed = [one for one in found if one.feed_id is not None]
+    instead = relays.sounded_instead(session, [(one.feed_id or "", one.starts_at, one.ends_at) for one in relayed])
+    told = {one.id: stretches for one, stretches in zip(relayed, instead, strict=True)}
+    return [replace(_with_beginning(one, began), instead=told.get(one.id, ())) for one in found]
 
 
 def _with_beginning(play: Play, began: Mapping[beginnings.Line, beginnings.Beginning]) -> Play:

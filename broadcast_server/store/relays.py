@@ -56,15 +56,19 @@ class Arrangement:
 
 
 def arrangements(session: Session, fillers: Mapping[str, str | None], now: datetime) -> dict[str, Arrangement]:
-    """How each of these feeds is relayed. `fillers`: the bulletin that its communes agree on, by feed."""
+    """How each of these feeds is relayed; a revoked one that nobody stands in for is left out.
+
+    `fillers`: the bulletin that its communes agree on, by feed.
+    """
     found: dict[str, Arrangement] = {}
     for row in session.scalars(select(FeedRow).where(FeedRow.id.in_(tuple(fillers)))):
         is_revoked = row.revoked_at is not None and row.revoked_at <= now
+        standing_in = [each for each in substitutes_of(session, row.id) if _may_stand_in(each, row, session, now)]
+        if is_revoked and not standing_in:
+            continue
         found[row.id] = Arrangement(
             source=_source(row),
-            substitutes=tuple(
-                _source(each) for each in substitutes_of(session, row.id) if _may_stand_in(each, row, session, now)
-            ),
+            substitutes=tuple(_source(each) for each in standing_in),
             filler=filler_asset(session, fillers[row.id] or row.filler_id),
             delay_s=row.delay_ms / 1000,
             barred="stopped" if row.stopped_at is not None else "cut" if row.cut_at is not None else None,
@@ -207,6 +211,51 @@ def spans(
     if until is not None:
         query = query.where(RelaySpanRow.since < until)
     return list(session.scalars(query))
+
+
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """What speakers sounded for a while instead of the feed that was planned. `name`: of the feed or recording."""
+
+    kind: RelayedKind
+    source_id: str | None
+    name: str | None
+    reason: str
+    since: datetime
+    until: datetime
+
+
+def sounded_instead(session: Session, wanted: Collection[tuple[str, datetime, datetime]]) -> list[tuple[Instead, ...]]:
+    """For each `(feed, from, until)`, in order, what sounded instead of the feed, clipped to the stretch."""
+    if not wanted:
+        return []
+    rows = session.scalars(
+        select(RelaySpanRow)
+        .where(
+            RelaySpanRow.feed_id.in_({feed_id for feed_id, _, _ in wanted}),
+            RelaySpanRow.kind != RelayedKind.FEED,
+            RelaySpanRow.since < max(until for _, _, until in wanted),
+            or_(RelaySpanRow.until.is_(None), RelaySpanRow.until > min(since for _, since, _ in wanted)),
+        )
+        .order_by(RelaySpanRow.since)
+    ).all()
+    names = {row.source_id: _name_of(session, row) for row in rows if row.source_id is not None}
+    return [
+        tuple(
+            Instead(row.kind, row.source_id, names.get(row.source_id or ""), row.reason, max(row.since, since), ends)
+            for row in rows
+            if row.feed_id == feed_id and row.since < until
+            for ends in (min(row.until or row.seen_at, until),)
+            if ends > max(row.since, since)
+        )
+        for feed_id, since, until in wanted
+    ]
+
+
+def _name_of(session: Session, row: RelaySpanRow) -> str | None:
+    source_id = row.source_id or ""
+    is_feed = row.kind is RelayedKind.SUBSTITUTE
+    return feeds.name_of(session, source_id) if is_feed else name_of_asset(session, source_id)
 
 
 # -- who pushed -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,7 @@ from broadcast_server.control.relays import RelaySetting
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, Refused, Unavailable
 from broadcast_server.store import relays as rows
 from broadcast_server.store.tables import AuditRow, FeedRow
-from broadcast_server.store.words import FeedKind, ListenAt, Role, Tier
+from broadcast_server.store.words import FeedKind, ListenAt, RelayedKind, Role, Tier
 from tests.support.desk import a_bare_desk
 from tests.support.places import PROVINCE, QUYNH_LUU, YEN_THANH, a_country, somebody
 
@@ -46,10 +47,11 @@ async def test_who_stands_in_is_in_order_and_only_while_the_owner_may_relay_it(d
     assert found.delay_s == 4.0
     await relays.stop_feed(desk, OPERATOR, vov.id, "phát nhầm chương trình")
     assert [each.feed_id for each in (await arranged(desk, main)).substitutes] == [spare.id]
-    await feeds.revoke_feed(desk, OPERATOR, spare.id)
-    assert (await arranged(desk, main)).substitutes == ()
     await feeds.revoke_feed(desk, OPERATOR, main.id)
     assert (await arranged(desk, main)).is_revoked
+    await feeds.revoke_feed(desk, OPERATOR, spare.id)
+    now = desk.clock.now()
+    assert await desk.store.read(lambda session: rows.arrangements(session, {main.id: None}, now)) == {}
 
 
 @pytest.mark.parametrize(
@@ -155,3 +157,32 @@ async def test_listening_in_is_for_those_who_may_stop_something_and_is_audited(d
         await relays.listen_in(desk, studio, await somebody(desk, Role.TECHNICIAN, YEN_THANH), main.id)
     with pytest.raises(Unavailable):
         await relays.listen_in(desk, None, lan, main.id)
+
+
+async def test_the_play_log_tells_what_sounded_instead_and_when(desk: Desk):
+    main, spare = await a_feed(desk, "Đài tỉnh"), await a_feed(desk, "Dự phòng")
+    began = desk.clock.now()
+
+    def at(minute: int) -> datetime:
+        return began + timedelta(minutes=minute)
+
+    changes = [
+        rows.Relayed(main.id, RelayedKind.FEED, None, "started", at(0)),
+        rows.Relayed(main.id, RelayedKind.SUBSTITUTE, spare.id, "stalled", at(10)),
+        rows.Relayed(main.id, RelayedKind.FEED, None, "returned", at(12)),
+        rows.Relayed(main.id, RelayedKind.SILENCE, None, "source_cut", at(28)),
+        rows.Relayed(main.id, None, None, "window_over", at(31)),
+    ]
+    numbered = [(f"s{number}", change) for number, change in enumerate(changes)]
+    await desk.store.begin(lambda session: rows.note_relayed(session, numbered, at(31)))
+    wanted = [(main.id, at(0), at(30)), (main.id, at(11), at(13)), (main.id, at(13), at(20))]
+    found = await desk.store.read(lambda session: rows.sounded_instead(session, wanted))
+    told = [[(each.kind, each.name, each.reason, each.since, each.until) for each in one] for one in found]
+    assert told == [
+        [
+            (RelayedKind.SUBSTITUTE, "Dự phòng", "stalled", at(10), at(12)),
+            (RelayedKind.SILENCE, None, "source_cut", at(28), at(30)),
+        ],
+        [(RelayedKind.SUBSTITUTE, "Dự phòng", "stalled", at(11), at(12))],
+        [],
+    ]

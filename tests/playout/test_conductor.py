@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from broadcast_server.control import fleet, scheduling
+from broadcast_server.control import fleet, relays, scheduling
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.fleet import Order, OrderVerb
+from broadcast_server.control.relays import RelaySetting
 from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
 from broadcast_server.domain.clock import from_ms
 from broadcast_server.domain.places import Target, TargetKind
@@ -611,6 +612,22 @@ async def test_a_relay_is_started_before_its_minute_and_let_go_after_it(tmp_path
         assert set(room.server.relays.wanted) == {feed}
         await room.until(at(17, 30, 8))
         assert room.server.relays.wanted == {}
+
+
+async def test_a_held_back_feed_begins_earlier_and_a_stopped_one_is_barred_until_it_is_released(tmp_path: Path):
+    async with a_room(tmp_path) as room:
+        feed = await a_relay(room)
+        await relays.set_relay(room.village.desk, OPERATOR, feed, RelaySetting(delay_ms=10_000))
+        await room.until(at(16, 59, 30))
+        assert room.server.relays.wanted == {}
+        await room.until(at(16, 59, 40))
+        assert room.server.relays.wanted[feed].delay_s == 10.0
+        await relays.stop_feed(room.village.desk, OPERATOR, feed, "nội dung sai")
+        await room.turn()
+        assert room.server.relays.wanted[feed].barred == "stopped"
+        await relays.release_feed(room.village.desk, OPERATOR, feed)
+        await room.turn()
+        assert room.server.relays.wanted[feed].barred is None
 
 
 async def test_streams_carry_the_epoch_of_who_leads_and_a_deposed_leader_has_none(tmp_path: Path):
