@@ -89,19 +89,19 @@ class Troubles:
 
     async def run(self, until_s: float) -> None:
         """Draw faults until then."""
-        time = self._world.time
+        clock = self._world.time
         while True:
-            await time.sleep(self._chance.uniform(*EVERY_S))
-            if time.monotonic() >= until_s:
+            await clock.sleep(self._chance.uniform(*EVERY_S))
+            if clock.monotonic() >= until_s:
                 return
             verb = self._chance.choices(self.VERBS, self._WEIGHTS)[0]
             await self.apply(verb, None, {})
 
     async def play(self, faults: tuple[Fault, ...]) -> None:
         """The faults of a file."""
-        time = self._world.time
+        clock = self._world.time
         for fault in faults:
-            await time.sleep(fault.at_s - time.monotonic())
+            await clock.sleep(fault.at_s - clock.monotonic())
             await self.apply(fault.verb, fault.node, fault.args)
 
     async def apply(self, verb: str, node: int | str | None, args: dict[str, Any]) -> None:

@@ -204,12 +204,14 @@ async def pushing_by_hand(port: int, sound: bytes, duration_s: float) -> AsyncIt
     token = base64.b64encode(b"source:x").decode()
     writer.write(f"PUT /huyen HTTP/1.1\r\nContent-Type: audio/mpeg\r\nAuthorization: Basic {token}\r\n\r\n".encode())
 
+    station = SystemClock()
+
     async def push() -> None:
         size = round(len(sound) / duration_s / 10)
         for start in range(0, len(sound), size):
             writer.write(sound[start : start + size])
             await writer.drain()
-            await asyncio.sleep(0.1)
+            await station.sleep(0.1)
 
     task = asyncio.create_task(push(), name="test.push")
     try:
