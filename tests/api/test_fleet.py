@@ -134,6 +134,7 @@ async def test_a_cluster_is_entered_tuned_and_taken_out_of_service(town: Town):
     config = {
         "volume": [{"from_minute": 300, "gain_db": -6.0}],
         "delay_trim_ms": 40,
+        "stagger_slot": 3,
         "quiet": [{"from": "11:30", "to": "13:00"}],
     }
     tuned = await town.tech.patch(where, json={"config": config}, headers={"If-Match": made.headers["etag"]})

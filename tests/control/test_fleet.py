@@ -259,6 +259,7 @@ async def test_a_cluster_code_is_given_once_in_its_unit(desk: Desk):
         lambda: ClusterConfig((VolumeStep(1_440, 0.0),)),
         lambda: ClusterConfig((VolumeStep(0, 40.0),)),
         lambda: ClusterConfig(delay_trim_ms=9_000),
+        lambda: ClusterConfig(stagger_slot=8),
         lambda: ClusterConfig(quiet=(QuietHours(time(9), time(9)),)),
     ],
 )
@@ -269,7 +270,7 @@ def test_a_config_that_makes_no_sense_is_refused(wrong):
 
 
 def test_a_config_is_stored_as_the_wire_and_the_policy_read_it():
-    config = ClusterConfig((VolumeStep(0, -3.0),), 120, (QuietHours(time(11, 30), time(13)),))
+    config = ClusterConfig((VolumeStep(0, -3.0),), 120, (QuietHours(time(11, 30), time(13)),), stagger_slot=2)
     assert config.to_dict()["quiet"] == [{"from": "11:30", "to": "13:00"}]
     assert ClusterConfig.from_dict(config.to_dict()) == config
 
