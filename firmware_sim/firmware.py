@@ -103,8 +103,8 @@ MOST_DUE: Final = 64
 TELL_DUE_S: Final = 600.0
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
-TELL_ALERT_WITHIN_S: Final = 0.8
-"""A changed set of alerts is answered by a status so soon; a thousand nodes spread theirs over it."""
+TELL_ALERT_S: Final = (0.3, 1.0)
+"""When a changed set of alerts is answered by a status: sounding comes first, and a thousand nodes spread theirs."""
 
 
 class Firmware:
@@ -446,7 +446,7 @@ class Firmware:
         while True:
             await self._alerts_changed.wait()
             self._alerts_changed.clear()
-            await self._kit.true.sleep(self._chance.uniform(0.0, TELL_ALERT_WITHIN_S))
+            await self._kit.true.sleep(self._chance.uniform(*TELL_ALERT_S))
             if self.link.is_up:
                 self._say_status()
 
