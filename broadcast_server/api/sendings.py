@@ -168,7 +168,7 @@ class Arrival(Shown):
             "at": "" if row.sounds_at is None else local_text(row.sounds_at),
             "heard": view.heard.nodes_heard,
             "planned": view.heard.nodes_planned,
-            "why": "" if reason is None else sentence(reason, {"title": sent.title}, locale),
+            "why": "" if reason is None else sentence(reason, {**(row.facts or {}), "title": sent.title}, locale),
         }
         code = "arrival_heard" if view.heard.nodes_planned and row.state is ArrivalState.PLANNED else None
         code = "arrival_taken_off" if view.is_off and not view.heard.nodes_heard else code

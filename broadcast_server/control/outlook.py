@@ -296,7 +296,13 @@ def _declined(session: Session, path: Sequence[str], at: datetime) -> Iterator[M
             mended = sendings.correction_of(session, sent.id)
             if mended is not None:
                 grounds = replace(grounds, winner_id=mended.id, winner_title=mended.title)
-        facts = {"start_at": begins, "end_at": ends, "by": row.decided_by or sent.recalled_by, "note": row.note or ""}
+        facts = {
+            **(row.facts or {}),
+            "start_at": begins,
+            "end_at": ends,
+            "by": row.decided_by or sent.recalled_by,
+            "note": row.note or "",
+        }
         yield Missing(
             row.id, "", sent.title, row.decided_at or begins, f"declined_{row.state.value}", facts | grounds.facts()
         )

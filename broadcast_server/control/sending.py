@@ -666,8 +666,9 @@ def _unplaced(
     if not around.reach((Target(TargetKind.UNIT, row.unit_id),)):
         reason = "no_clusters"
     row.state, row.reason, row.decided_at, row.decided_by = ArrivalState.UNPLACED, reason, now, "server"
-    session.flush()
     shown = {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool | None)}
+    row.facts = shown
+    session.flush()
     _tell(session, actor, "arrival.unplaced", row, now, reason=reason, facts=shown)
 
 

@@ -599,6 +599,8 @@ class ArrivalRow(Base):
     state: Mapped[ArrivalState] = mapped_column(Word(ArrivalState), index=True)
     reason: Mapped[str | None]
     """Code of why not."""
+    facts: Mapped[Json | None]
+    """Of the reason."""
     note: Mapped[str | None] = mapped_column(String(300))
     """In the words of who said so."""
     received_at: Mapped[datetime | None]
