@@ -6,6 +6,7 @@ seeds, and must give the same trace hash.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -102,6 +103,7 @@ def _work(seeds: Sequence[int]) -> None:
     from simulation.world.run import told as figures
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.set_threshold(100_000, 20, 50)
     for seed in seeds:
         began = time.process_time()
         outcome = simulate(Options(seed, NODES, HOURS))

@@ -13,7 +13,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from firmware_sim.jitter import StreamReceiver
 from firmware_sim.lateness import Because, Marks, lateness
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.output import Dac, Played, join
-from firmware_sim.pace import sleep_or
+from firmware_sim.pace import Wake, sleep_or
 from firmware_sim.past import PAST_FILE, Past
 from firmware_sim.player import (
     SAMPLE_RATE_HZ,
@@ -107,6 +107,12 @@ TELL_ALERT_S: Final = (0.3, 1.0)
 """When a changed set of alerts is answered by a status: sounding comes first, and a thousand nodes spread theirs."""
 
 
+@lru_cache(maxsize=4_096)
+def _readiness(entry_id: str, start_ms: int, is_ready: bool) -> wire.ItemReadiness:
+    """Frozen, and the same in status after status."""
+    return wire.ItemReadiness(entry_id=entry_id, start_ms=start_ms, ready=is_ready)
+
+
 class Firmware:
     """A node that has power."""
 
@@ -168,8 +174,8 @@ class Firmware:
         self._dry = DryCard(box.horn) if box.is_dry else None
         self._awaits_voice = False
         """Whether the output waits for the next batch of a live voice."""
-        self._wake_output = asyncio.Event()
-        self._wake_house = asyncio.Event()
+        self._wake_output = Wake()
+        self._wake_house = Wake()
         self._remembered_s = 0.0
         self._due_told: tuple[tuple[wire.ItemReadiness, ...], float] | None = None
         self._up_s = kit.true.now_ns() / 1e9
@@ -1157,7 +1163,7 @@ class Firmware:
         ready = self.situation.ready_assets
         coming = (segment for segment in self.plan.segments if segment.start_ms >= now_ms and segment.asset is not None)
         return tuple(
-            wire.ItemReadiness(entry_id=segment.entry_id, start_ms=segment.start_ms, ready=segment.asset in ready)
+            _readiness(segment.entry_id, segment.start_ms, segment.asset in ready)
             for segment in itertools.islice(coming, MOST_DUE)
         )
 
@@ -1211,4 +1217,4 @@ class Firmware:
             if self.log.is_unwritten:
                 self._journal.set()
             pace_s = self._kit.pace.busy_house_s if self._is_busy() else self._idle_s()
-            await sleep_or(self._wake_house, self._chance.uniform(0.9, 1.1) * pace_s, self._kit.true)
+            await sleep_or(self._wake_house, self._chance.uniform(0.8, 1.0) * pace_s, self._kit.true)

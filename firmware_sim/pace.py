@@ -28,14 +28,48 @@ class Pace:
 FIELD = Pace()
 
 
-async def sleep_or(event: asyncio.Event, seconds: float, true: TrueTime) -> None:
-    """Sleep `seconds` of true time, or until `event` is set (and clear it)."""
-    if not event.is_set():
-        sleeper = asyncio.ensure_future(true.sleep(seconds))
-        waiter = asyncio.ensure_future(event.wait())
-        try:
-            await asyncio.wait((sleeper, waiter), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeper.cancel()
-            waiter.cancel()
-    event.clear()
+async def sleep_or(wake: Wake, seconds: float, true: TrueTime) -> None:
+    """Sleep `seconds` of true time, or until woken."""
+    waiter = wake.waiter()
+    if waiter is None:
+        return
+    sleeper = asyncio.ensure_future(true.sleep(seconds))
+    sleeper.add_done_callback(lambda _: wake.end(waiter))
+    try:
+        await waiter
+    finally:
+        wake.forget()
+        sleeper.cancel()
+
+
+class Wake:
+    """Ends the sleep of one task; remembered until the next sleep, where it came while nobody slept."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Wake, or let the next sleep end at once."""
+        if self._waiter is None:
+            self._is_set = True
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def waiter(self) -> asyncio.Future[None] | None:
+        """What the sleeper waits for; None: it was woken already."""
+        if self._is_set:
+            self._is_set = False
+            return None
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    @staticmethod
+    def end(waiter: asyncio.Future[None]) -> None:
+        """The time is over."""
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def forget(self) -> None:
+        """Nobody sleeps any more."""
+        self._waiter = None

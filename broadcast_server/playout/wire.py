@@ -7,6 +7,7 @@ is not right is counted by reason and comes back as None, never as an exception.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -447,7 +448,7 @@ def read_status(topic: str, payload: bytes, refused: Counter[str]) -> NodeWord |
     except EnvelopeRefused as refusal:
         refused[f"status_{refusal.reason}"] += 1
         return None
-    if not _can_be_kept(body):
+    if _DOUBTFUL.search(payload) and not _can_be_kept(body):
         refused["status_range"] += 1
         return None
     return NodeWord(node_id, body)
@@ -489,7 +490,7 @@ def believe_report(signed: SignedReport, public_key: bytes, refused: Counter[str
         refused[f"report_{refusal.reason}"] += 1
         return None
     is_sane = max(body.segment_start_ms, body.at_ms) < _LAST_MS and max(body.heard_ms, body.underruns) < _MOST
-    if not is_sane or not _can_be_kept(body):
+    if not is_sane or (_DOUBTFUL.search(envelope.body) and not _can_be_kept(body)):
         refused["report_range"] += 1
         return None
     return Report(signed.node_id, body, signed.raw)
@@ -499,6 +500,8 @@ _LAST_MS: Final = to_ms(datetime(2200, 1, 1, tzinfo=UTC))
 """No instant of a report lies after; the wire could say many that no calendar has."""
 _MOST: Final = 1 << 40
 _STORED: Final = 1 << 63
+_DOUBTFUL: Final = re.compile(rb"\\u0000|NaN|Infinity|[:,\[]\s*-?(?:\d{18}|\d[\d.]*[eE][+-]?\d{2})")
+"""What JSON must contain for a value that no database takes; without it nobody need look (thousands of statuses)."""
 
 
 def _can_be_kept(value: object) -> bool:

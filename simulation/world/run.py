@@ -40,17 +40,17 @@ from simulation.world.trouble import Fault, Troubles
 START: Final = datetime(2026, 5, 31, 21, 30, tzinfo=UTC)
 """Monday, 1 June 2026, 04:30 in the villages: half an hour before the first programme."""
 SERVER_PACE: Final = ServerPace(
-    look_s=240.0,
+    look_s=600.0,
     replan_s=3_600.0,
-    overdue_look_s=240.0,
-    urgent_look_s=900.0,
+    overdue_look_s=300.0,
+    urgent_look_s=3_600.0,
     flush_s=1.0,
-    statuses_s=240.0,
-    judge_s=120.0,
+    statuses_s=300.0,
+    judge_s=300.0,
 )
-NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=15.0, idle_house_s=150.0, nap_s=3_600.0)
+NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=15.0, idle_house_s=300.0, nap_s=3_600.0)
 STATUS_INTERVAL_S: Final = 300
-LEASE_S: Final = 720.0
+LEASE_S: Final = 1_800.0
 """Three looks of the conductor."""
 PLAN_DAYS: Final = 8
 QUIET_END_S: Final = 3_600.0
@@ -246,7 +246,7 @@ class World:
     async def _let_people_act(self, until_s: float) -> None:
         chance = dice(self.options.seed, "deeds")
         while True:
-            await self.time.sleep(chance.uniform(600.0, 3_600.0))
+            await self.time.sleep(chance.uniform(1_200.0, 4_800.0))
             if self.time.monotonic() >= until_s:
                 return
             await self.people.act()
