@@ -20,12 +20,12 @@ from simulation.world.run import Options, Outcome, simulate
 from simulation.world.trouble import Fault
 
 SEED: Final = 72
-CUT_AT_S: Final = 26 * 3_600.0
+CUT_AT_S: Final = 26 * 3_600.0 + 600.0
 """After a first night, in which what is not urgent is fetched."""
 PLAN_DAYS: Final = 14
 EXPIRY_NODES: Final = 4
 SLACK_MS: Final = 1_000
-PACE: Final = Pace(probe_s=(900.0, 1_800.0), busy_house_s=30.0, idle_house_s=900.0, nap_s=3_600.0)
+PACE: Final = Pace(probe_s=(900.0, 1_800.0), busy_house_s=12.0, idle_house_s=900.0, nap_s=3_600.0)
 
 
 @dataclass(slots=True)

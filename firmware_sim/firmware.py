@@ -1177,14 +1177,14 @@ class Firmware:
         change_ms = next_change_ms(self.situation, now_ms)
         return change_ms is not None and change_ms - now_ms < PREPARE_AHEAD_MS
 
-    def _idle_s(self) -> float:
+    def _house_s(self) -> float:
         """How long nobody needs to look around: what sounds next is prepared before it does."""
         now_ms = self._now_ms()
         change_ms = None if now_ms is None else next_change_ms(self.situation, now_ms)
-        longest_s = self._kit.pace.idle_house_s
-        if change_ms is None or now_ms is None:
+        longest_s = self._kit.pace.busy_house_s if self._is_busy() else self._kit.pace.idle_house_s
+        if change_ms is None or now_ms is None or change_ms - now_ms <= PREPARE_AHEAD_MS:
             return longest_s
-        return min(longest_s, max(self._kit.pace.busy_house_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0))
+        return min(longest_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0)
 
     async def _keep_house(self) -> None:
         while True:
@@ -1216,5 +1216,4 @@ class Firmware:
                 await self._save()
             if self.log.is_unwritten:
                 self._journal.set()
-            pace_s = self._kit.pace.busy_house_s if self._is_busy() else self._idle_s()
-            await sleep_or(self._wake_house, self._chance.uniform(0.8, 1.0) * pace_s, self._kit.true)
+            await sleep_or(self._wake_house, self._chance.uniform(0.8, 1.0) * self._house_s(), self._kit.true)

@@ -48,7 +48,7 @@ SERVER_PACE: Final = ServerPace(
     statuses_s=300.0,
     judge_s=300.0,
 )
-NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=15.0, idle_house_s=300.0, nap_s=3_600.0)
+NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=12.0, idle_house_s=300.0, nap_s=3_600.0)
 STATUS_INTERVAL_S: Final = 300
 LEASE_S: Final = 1_800.0
 """Three looks of the conductor."""
