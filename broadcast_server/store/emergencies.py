@@ -14,6 +14,7 @@ from broadcast_server.domain.delivery import ALERT, LATCH
 from broadcast_server.domain.errors import NotFound
 from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
 from broadcast_server.store.words import EmergencyState
+from speaker_protocol.hazards import HAZARDS
 
 RECENT: Final = timedelta(days=1)
 """So long after its end the set of a unit is still watched: a broker may hold an older one."""
@@ -199,6 +200,12 @@ def sets(session: Session, *, now: datetime) -> Sets:
     )
 
 
+def title_of(text: str | None, hazard: str | None, otherwise: str) -> str:
+    """What people call an emergency: its words, else what the nodes say of its danger."""
+    known = HAZARDS.get(hazard or "")
+    return text or (hazard if known is None else known.text.rstrip(".")) or otherwise
+
+
 @dataclass(frozen=True, slots=True)
 class AlertSpan:
     """An emergency that was in force over a place. `until`: its end, also one to come."""
@@ -213,7 +220,9 @@ class AlertSpan:
     @property
     def title(self) -> str:
         """What people call it."""
-        return str(self.body.get("text") or self.body.get("hazard") or self.body.get("nature") or self.emergency_id)
+        return title_of(
+            self.body.get("text"), self.body.get("hazard"), self.body.get("nature") or self.emergency_id or ""
+        )
 
 
 def alerts_at(session: Session, path: Collection[str], at: datetime) -> list[AlertSpan]:
