@@ -25,7 +25,7 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -277,8 +277,9 @@ def _certificate(folder: Path, name: str, *, days: tuple[int, int]) -> ssl.SSLCo
 class Rig:
     """The hostile server, the trap, and a relay that writes down whom it asks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str]) -> None:
         self.folder, self.clock, self.chance = folder, SystemClock(), SystemChance()
+        self.kinds = tuple(kinds)
         self.specs: dict[str, StreamSpec] = {}
         self.changes: dict[str, list[Sounding]] = {}
         self.private: list[str] = []
@@ -361,7 +362,7 @@ async def _filler(_sha256: str) -> bytes:
 
 async def fault(rig: Rig, number: int, tally: Tally) -> None:
     """One feed's life."""
-    kind = KINDS[number % len(KINDS)]
+    kind = rig.kinds[number % len(rig.kinds)]
     path, feed = f"{kind}-{number}", f"feed-{number}"
     rig.hostile.modes[path] = "good"
     ear = Ear(feed, rig.bus, rig.now_s)
@@ -437,25 +438,25 @@ async def _until(look: Callable[[], Any], timeout_s: float) -> Any:
     return seen
 
 
-async def measure(one: Callable[[Rig, int, Tally], Awaitable[None]] = fault) -> Tally:
-    """All faults, so many at once."""
+async def measure(faults: int = FAULTS, lanes: int = LANES, kinds: Sequence[str] = KINDS) -> Tally:
+    """So many faults of these kinds in turn, `lanes` at once."""
     tally = Tally()
     numbers = itertools.count()
     with tempfile.TemporaryDirectory(prefix="loa-bench-") as folder:
-        rig = Rig(Path(folder))
+        rig = Rig(Path(folder), kinds)
         async with rig.running():
 
             async def lane(wait_s: float) -> None:
                 await asyncio.sleep(wait_s)
-                while (number := next(numbers)) < FAULTS:
+                while (number := next(numbers)) < faults:
                     try:
                         async with asyncio.timeout(LIFE_S):
-                            await one(rig, number, tally)
+                            await fault(rig, number, tally)
                     except TimeoutError:
-                        tally.wrong.append(f"feed-{number} {KINDS[number % len(KINDS)]}: not over after {LIFE_S:.0f} s")
+                        tally.wrong.append(f"feed-{number} {kinds[number % len(kinds)]}: not over after {LIFE_S:.0f} s")
 
             async with asyncio.TaskGroup() as group:
-                for at in range(LANES):
+                for at in range(lanes):
                     group.create_task(lane(at * 0.25), name=f"bench.lane[{at}]")
         tally.private = rig.private
     return tally

@@ -325,8 +325,8 @@ async def _until(look: Any, timeout_s: float) -> Any:
     return seen
 
 
-async def measure() -> Tally:
-    """All endings, so many at once."""
+async def measure(endings: int = ENDINGS, lanes: int = LANES) -> Tally:
+    """So many endings, `lanes` at once."""
     tally = Tally()
     numbers = itertools.count()
     with tempfile.TemporaryDirectory(prefix="loa-bench-") as folder:
@@ -335,11 +335,11 @@ async def measure() -> Tally:
 
             async def lane(wait_s: float) -> None:
                 await asyncio.sleep(wait_s)
-                while (number := next(numbers)) < ENDINGS:
+                while (number := next(numbers)) < endings:
                     await ending(rig, number, tally)
 
             async with asyncio.TaskGroup() as group:
-                for at in range(LANES):
+                for at in range(lanes):
                     group.create_task(lane(at * 0.25), name=f"bench.lane[{at}]")
     return tally
 

@@ -64,7 +64,9 @@ class Relay(Shown):
     """How a feed is relayed and what its stream does.
 
     `signal`: what the station reads ("mất tín hiệu từ 17:12:03"); `instead`: what the communes read ("đang phát thay:
-    …"), null while the feed itself sounds; `refused`: sources turned away from a busy mount since the server started.
+    …"), null while the feed itself sounds; `format_changes`: how often the source changed its codec, sampling rate or
+    channels in mid-stream; `is_drifting`: its clock is off by more than 200 ppm; `refused`: sources turned away from a
+    busy mount since the server started.
     """
 
     feed_id: str
@@ -87,6 +89,7 @@ class Relay(Shown):
     kbps: int | None
     drift_ppm: float | None
     is_drifting: bool
+    format_changes: int
     refused: int
 
     @classmethod
@@ -119,6 +122,7 @@ class Relay(Shown):
             kbps=body.get("kbps"),
             drift_ppm=drift_ppm,
             is_drifting=drift_ppm is not None and abs(drift_ppm) > DRIFTING_PPM,
+            format_changes=body.get("format_changes", 0),
             refused=body.get("refused", 0),
         )
 

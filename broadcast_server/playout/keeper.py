@@ -219,6 +219,8 @@ class FeedKeeper:
         for status in running.values():
             body = {"bytes_in": status.bytes_in, "listeners": status.listeners, **_sounding(status)}
             body |= {"level_dbfs": _rounded(status.level_dbfs), "drift_ppm": _rounded(status.drift_ppm)}
+            if status.feed_id in metered:
+                body["format_changes"] = metered[status.feed_id].status.format_changes
             if status.feed_id in connected:
                 body["agent"] = connected[status.feed_id].user_agent
             seen[status.feed_id] = _Word(FeedState(status.state.value), status.reason, body)

@@ -30,7 +30,7 @@ from broadcast_server.relay.ladder import USUAL_LADDER, LadderLimits
 from broadcast_server.relay.pacing import Corrections, choose_batch, playout_delay_ms
 from broadcast_server.relay.reader import Reader
 from broadcast_server.relay.stream import RelayStream, StreamCounters
-from broadcast_server.relay.switching import Filler, Sounding, SwitchingSource
+from broadcast_server.relay.switching import Filler, Sounding, SourceKind, SwitchingSource
 from broadcast_server.signer.port import Signer
 from broadcast_server.supervise import FOREVER, Executor, Supervisor
 
@@ -223,8 +223,11 @@ class Engine:
             ]
             for stream_id in stale:
                 source = self._running[stream_id].source
-                is_revoked = source.status.reason == "source_revoked"
-                source.end_reason = "restarted" if stream_id in desired else "source_revoked" if is_revoked else ending
+                # Where the ladder has already said so, the span tells it; here it is the revocation that ends the feed.
+                sounds = source.sounding is not None and source.sounding.kind is SourceKind.FEED
+                is_revoked = sounds and source.status.reason == "source_revoked"
+                because = "source_revoked" if is_revoked else ending
+                source.end_reason = because if stream_id not in desired else "restarted"
             await asyncio.gather(*(self._stop(stream_id) for stream_id in stale))
             for stream_id, spec in desired.items():
                 running = self._running.get(stream_id)
