@@ -204,6 +204,24 @@ async def test_while_the_broker_is_away_audio_is_dropped_and_the_head_comes_back
     assert studio.listener.batches[-1].media_sample == 7 * 48_000
 
 
+async def test_after_an_outage_what_is_not_due_yet_is_sent_again_and_nothing_older(studio: Studio):
+    await studio.tape.play(3.0)
+    studio.hub.kill()
+    await studio.tape.play(6.0)
+    assert studio.stream.counters.batches_dropped == 6
+    back_ms = to_ms(studio.clock.now())
+    before = len(studio.listener.batches)
+    studio.hub.revive()
+    await studio.tape.play(3.0)
+    head = studio.listener.heads[-1]
+    again = [batch for batch in studio.listener.batches[before:] if batch.sequence <= 9]
+    assert {batch.sequence for batch in again} == {8, 9}
+    for batch in again:
+        assert head.t0_utc_ms + (batch.media_sample + batch.samples) / 48 + head.playout_delay_ms > back_ms
+    assert studio.stream.counters.batches_again >= 2
+    assert next(batch.sequence for batch in studio.listener.batches if batch.sequence > 9) == 10
+
+
 async def test_a_step_of_the_wall_clock_opens_a_new_head(studio: Studio):
     await studio.tape.play(3.0)
     studio.clock.set_by = timedelta(seconds=2)
