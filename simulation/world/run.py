@@ -80,6 +80,7 @@ class Outcome:
     hash: str
     records: list[Record]
     faults: Mapping[str, int] = field(default_factory=dict)
+    forced: Mapping[str, int] = field(default_factory=dict)
     deeds: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     attempted: Mapping[str, int] = field(default_factory=dict)
@@ -99,6 +100,7 @@ def simulate(options: Options, out: Path | None = None) -> Outcome:
         world.trace.hash,
         world.trace.records,
         faults=dict(world.troubles.counts),
+        forced=dict(world.troubles.forced),
         deeds=dict(world.people.done),
         refused=dict(world.people.refused),
         attempted=dict(verdict.attempted),
@@ -164,13 +166,15 @@ class World:
     def _ring(self) -> None:
         for station in self.stations:
             if station.is_alive:
-                asyncio.get_running_loop().call_later(0.3, station.conductor.ring)
+                is_late = self.troubles.buggify("late_ring", 0.1)
+                self.later(30.0 if is_late else 0.3, station.conductor.ring)
 
     def serve(self, *, is_alone: bool = True) -> Station:
         """One more server process."""
         self._born += 1
         name = f"server-{self._born}"
         station = Station(name, self.premises, SeededChance(f"{self.options.seed}/{name}"), is_alone=is_alone)
+        station.bus.must_fail = functools.partial(self.troubles.fails, "publish_fails", 0.01)
         station.start()
         self.stations.append(station)
         self.trace.note("serve", name=name)
@@ -359,6 +363,7 @@ def told(outcome: Outcome) -> dict[str, Any]:
         "hash": outcome.hash,
         "records": len(outcome.records),
         "faults": dict(sorted(outcome.faults.items())),
+        "forced": dict(sorted(outcome.forced.items())),
         "deeds": dict(sorted(outcome.deeds.items())),
         "refused": dict(sorted(outcome.refused.items())),
         "attempted": dict(sorted(outcome.attempted.items())),

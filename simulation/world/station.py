@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
+from broadcast_server.domain.errors import Unavailable
 from broadcast_server.domain.places import PlaceTree
 from broadcast_server.mqtt.bus import LoopbackBus, QoS
 from broadcast_server.playout.conductor import Conductor
@@ -102,6 +103,8 @@ class _IcyBus(LoopbackBus):
     def __init__(self, name: str, ether: Ether, clock: _IcyClock, ice: Ice) -> None:
         super().__init__(ether, clock=clock, user=name)
         self._ice = ice
+        self.must_fail: Callable[[], bool] = lambda: False
+        """Asked before every batch: whether the broker is said to be away for once."""
 
     async def publish(self, topic: str, payload: bytes, *, qos: QoS = 1, retain: bool = False) -> None:
         await self._ice.passing()
@@ -109,6 +112,8 @@ class _IcyBus(LoopbackBus):
 
     async def publish_many(self, items: Sequence[tuple[str, bytes]], *, retain: bool = True) -> None:
         await self._ice.passing()
+        if self.must_fail():
+            raise Unavailable("broker_away", acknowledged=0)
         await super().publish_many(items, retain=retain)
 
 

@@ -1,15 +1,15 @@
 """What goes wrong in a day, drawn from the seed or read from a file: one verb per failure, each written to the trace.
 
 A fault file is a list of `{at_s, verb, node, args}` in YAML or JSON (`node`: index, id, or absent for the server's
-faults); with one, nothing is drawn. `buggify` forces branches that hardly ever run: a publish that fails, a disk that
-is slow or full for a moment, a ring that never comes.
+faults); with one, no fault is drawn. `buggify` forces branches that hardly ever run: a publish that fails, a ring that
+comes late.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,7 +83,7 @@ class Troubles:
         self._world, self._chance = world, chance
         self.counts: Counter[str] = Counter()
         self.forced: Counter[str] = Counter()
-        self._open: list[tuple[float, Callable[[], Awaitable[None]]]] = []
+        self._rare = random.Random(chance.getrandbits(64))  # noqa: S311  from the seed
 
     # -- when
 
@@ -126,8 +126,15 @@ class Troubles:
 
     def buggify(self, site: str, probability: float) -> bool:
         """Whether a rarely taken branch is forced here and now."""
-        is_forced = self._chance.random() < probability
+        is_forced = self._rare.random() < probability
         self.forced[site] += is_forced
+        return is_forced
+
+    def fails(self, site: str, probability: float) -> bool:
+        """The same, for what may trouble everybody for a while: the trace tells of it."""
+        is_forced = self.buggify(site, probability)
+        if is_forced:
+            self._world.trace.note("fault", verb=site)
         return is_forced
 
     def _later(self, after_s: float, do: Callable[[], None]) -> None:
