@@ -48,8 +48,8 @@ from broadcast_server.signer.keys import FileSigner
 from broadcast_server.supervise import SystemChance, SystemClock, ThreadExecutor
 from simulation.samples import tone_pcm
 
-FAULTS: Final = int(os.environ.get("LOA_BENCH_FAULTS", "160"))
-LANES: Final = int(os.environ.get("LOA_BENCH_LANES", "20"))
+FAULTS: Final = int(os.environ.get("LOA_BENCH_FAULTS", "165"))
+LANES: Final = int(os.environ.get("LOA_BENCH_LANES", "16"))
 MAIN, LOOP = (500, 1100), (1300, 1900)
 GAP_S, SILENT_GAP_S = 5.0, 12.0
 WATCH_S: Final = 8.0

@@ -45,7 +45,7 @@ from simulation.radio import Faults, Station
 from simulation.samples import tone_pcm
 
 ENDINGS: Final = int(os.environ.get("LOA_BENCH_ENDINGS", "210"))
-LANES: Final = int(os.environ.get("LOA_BENCH_LANES", "24"))
+LANES: Final = int(os.environ.get("LOA_BENCH_LANES", "16"))
 MAIN, SPARE, LOOP = (500, 1100), (700, 2300), (1300, 1900)
 KINDS = ("close", "reset", "freeze", "silence", "revoke", "second", "window")
 SUCCESSORS = (SourceKind.SUBSTITUTE, SourceKind.FILLER, SourceKind.SILENCE)
