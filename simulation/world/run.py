@@ -52,7 +52,8 @@ NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=12.0, idle_ho
 STATUS_INTERVAL_S: Final = 300
 LEASE_S: Final = 1_800.0
 """Three looks of the conductor."""
-PLAN_DAYS: Final = 8
+PLAN_DAYS: Final = 3
+"""Enough for a day and a dead network after it; longer plans have `benchmarks.dead_network`."""
 QUIET_END_S: Final = 3_600.0
 """At the end nothing breaks any more, and what was held back must come home."""
 
