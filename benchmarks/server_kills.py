@@ -38,6 +38,7 @@ SLOT_S = 10.0
 LEAD_S = 25.0
 """A schedule that sounds is written so long before its start: killed or not, the plan reaches the nodes meanwhile."""
 WITHIN_S = 5.0
+SETTLE_S = 5.0
 LAST_WORDS_S = 40.0
 
 
@@ -84,6 +85,9 @@ async def one_village(number: int, folder: Path, kills: int) -> dict[str, Any]:
         await village.open_day_and_night()
         bulletin = await village.bulletin("Thông báo mô phỏng", sample("announcement_b").path)
         async with village.nodes(NODES, identity=folder / "nodes") as fleet:
+            # One hour from now, so that the nodes hold the sound before anything is killed.
+            await village.schedule(bulletin_id=bulletin, starts_at=datetime.now(UTC) + timedelta(hours=1), name="sẵn")
+            await asyncio.sleep(SETTLE_S)
             await village.until_ready(NODES, fleet)
             office, stop = Office(), asyncio.Event()
             writing = asyncio.create_task(_write(village, office, bulletin, stop), name="kills.office")
@@ -180,12 +184,13 @@ async def _sigkill(village: Village) -> None:
 
 
 async def _until_judged(village: Village) -> None:
-    """Until no line of the play log waits for a report, or for `LAST_WORDS_S`."""
+    """Until no line of the play log waits for a report, at most for `LAST_WORDS_S`."""
     deadline_s = time.monotonic() + LAST_WORDS_S
     while time.monotonic() < deadline_s:
         await asyncio.sleep(1.0)
         with contextlib.closing(sqlite3.connect(village.folder / "data" / "loa.sqlite")) as store:
-            (waiting,) = store.execute("SELECT count(*) FROM plays WHERE judged_at IS NULL").fetchone()
+            open_lines = "SELECT count(*) FROM plays WHERE judged_at IS NULL OR verdict = 'unknown'"
+            (waiting,) = store.execute(open_lines).fetchone()
         if not waiting:
             return
 

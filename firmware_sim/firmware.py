@@ -103,7 +103,7 @@ MOST_DUE: Final = 64
 TELL_DUE_S: Final = 600.0
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
-TELL_ALERT_S: Final = (0.3, 1.0)
+TELL_ALERT_S: Final = (1.0, 2.0)
 """When a changed set of alerts is answered by a status: sounding comes first, and a thousand nodes spread theirs."""
 
 
@@ -151,7 +151,10 @@ class Firmware:
         self._apart_ns = box.clock.now_ns() - box.clock.crystal_ns()
         self.boots = Boots((box.clock.now_ns(),))
         self._noted_ms: tuple[Key, int] | None = None
+        self._epoch = 0
         self._alerts_changed = asyncio.Event()
+        self._owes_answer = False
+        """A changed set of alerts is obeyed, and told in a moment: no other status runs ahead of the others' tones."""
         self._decided: tuple[Any, ...] = ()
         self._is_memory_due = False
         self._is_remembered = False
@@ -359,6 +362,7 @@ class Firmware:
                 self._rerender()
             else:
                 self._judge(batch, now_ms)
+                self._notice_leader()
                 orders = [self.gate.order(self._orders.popleft(), now_ms) for _ in range(len(self._orders))]
                 await self._save()
                 self._follow()
@@ -367,6 +371,13 @@ class Firmware:
                         self._obey(order, now_ms)
                 continue
             await self._save()
+
+    def _notice_leader(self) -> None:
+        """A new epoch is a server that took up its work: what was sent to nobody meanwhile is sent again now."""
+        before, self._epoch = self._epoch, self.gate.highest()[0]
+        if 0 < before < self._epoch:
+            self.log.hurry()
+            self._journal.set()
 
     def _judge(self, batch: dict[str, bytes], now_ms: int | None) -> None:
         """Verify messages, keys first; what is obeyed is taken over (and stored by the caller before it acts)."""
@@ -445,6 +456,7 @@ class Firmware:
             )
         self._status_due = self._is_memory_due = True
         self._journal.set()
+        self._owes_answer = True
         self._alerts_changed.set()
 
     async def _answer_alerts(self) -> None:
@@ -453,6 +465,7 @@ class Firmware:
             await self._alerts_changed.wait()
             self._alerts_changed.clear()
             await self._kit.true.sleep(self._chance.uniform(*TELL_ALERT_S))
+            self._owes_answer = False
             if self.link.is_up:
                 self._say_status()
 
@@ -1167,21 +1180,20 @@ class Firmware:
             for segment in itertools.islice(coming, MOST_DUE)
         )
 
-    def _is_busy(self) -> bool:
+    def _is_busy(self, now_ms: int | None, change_ms: int | None) -> bool:
         """Whether anything is going on or about to."""
         if self.streams or self.ledger.current is not None or self.log.waiting or self.assets.missing:
             return True
-        now_ms = self._now_ms()
         if now_ms is None or self.situation.alerts.alerts:
             return True
-        change_ms = next_change_ms(self.situation, now_ms)
         return change_ms is not None and change_ms - now_ms < PREPARE_AHEAD_MS
 
     def _house_s(self) -> float:
         """How long nobody needs to look around: what sounds next is prepared before it does."""
         now_ms = self._now_ms()
         change_ms = None if now_ms is None else next_change_ms(self.situation, now_ms)
-        longest_s = self._kit.pace.busy_house_s if self._is_busy() else self._kit.pace.idle_house_s
+        pace = self._kit.pace
+        longest_s = pace.busy_house_s if self._is_busy(now_ms, change_ms) else pace.idle_house_s
         if change_ms is None or now_ms is None or change_ms - now_ms <= PREPARE_AHEAD_MS:
             return longest_s
         return min(longest_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0)
@@ -1193,7 +1205,7 @@ class Firmware:
                 self._up_s = now_s
                 interval_s = self.situation.config.status_interval_s if self.situation.config is not None else 30
                 since_s = now_s - self._status_sent_s
-                if since_s >= interval_s or (self._status_due and since_s >= 2.0):
+                if not self._owes_answer and (since_s >= interval_s or (self._status_due and since_s >= 2.0)):
                     self._say_status()
                 self._send_reports()
             self._listen()

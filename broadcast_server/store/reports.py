@@ -68,6 +68,8 @@ def save_statuses(
     ]
     upsert(session, NodeStatusRow, [row for row in rows if "due" not in row], update=_STATUS)
     upsert(session, NodeStatusRow, [row for row in rows if "due" in row], update=(*_STATUS, "due"))
+    if not went:
+        return
     session.execute(
         update(LinkSpanRow).where(LinkSpanRow.node_id.in_(went), LinkSpanRow.until.is_(None)).values(until=now)
     )

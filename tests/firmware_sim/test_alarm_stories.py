@@ -345,7 +345,7 @@ def test_an_item_whose_recording_comes_too_late_is_skipped(tmp_path: Path, limit
     on_virtual_time(story)
 
 
-def test_a_changed_set_is_answered_within_a_second_so_that_nobody_is_sought_in_vain(tmp_path: Path):
+def test_a_changed_set_is_answered_soon_after_it_sounds_so_that_nobody_is_sought_in_vain(tmp_path: Path):
     async def story(time: VirtualTime) -> None:
         bench = Workshop(time, tmp_path)
         await a_programme(bench)
@@ -353,12 +353,12 @@ def test_a_changed_set_is_answered_within_a_second_so_that_nobody_is_sought_in_v
         for alerts in ((emergency(bench),), ()):
             bench.office.alert(*alerts)
             changed_ms = bench.now_ms
-            await bench.pass_s(1.5)
+            await bench.pass_s(2.5)
             status = bench.office.status
             assert status is not None
             assert status.alerts is not None
             assert [one.alert_id for one in status.alerts] == [one.alert_id for one in alerts]
-            assert changed_ms <= status.sent_ms <= changed_ms + 1_300
+            assert changed_ms + 1_000 <= status.sent_ms <= changed_ms + 2_300, "the others' tones come first"
         await bench.stop()
 
     on_virtual_time(story)

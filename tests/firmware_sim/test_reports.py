@@ -11,10 +11,12 @@ from firmware_sim.output import Played
 from firmware_sim.player import Chunk, Sounding, Tag
 from firmware_sim.reports import MAX_ENTRIES, DeviceKey, DeviceLog, Seal
 from firmware_sim.store import JOURNAL_FILE, Disk, Identity, Memory
+from simulation.world.time import VirtualTime
 from speaker_protocol import messages as wire
 from speaker_protocol.messages import ReportKind
 from speaker_protocol.rules import SourceKind, Why
 from speaker_protocol.signing import Kind, parse
+from tests.firmware_sim.workshop import Workshop, on_virtual_time, segment
 from tests.firmware_sim.world import SECRET, inline
 
 SECOND = 48_000
@@ -285,3 +287,26 @@ def test_a_torn_memory_is_an_empty_one_and_identity_survives_whole(tmp_path: Pat
     for torn in (memory.dump()[:-9], b"", b"[]", b"{}"):
         assert Memory.load(torn).messages == {}
     assert Identity.load(tmp_path) is None
+
+
+def test_a_new_leader_hears_at_once_what_was_told_to_nobody(tmp_path: Path):
+    """The broker lived on while the server was dead, so no reconnect tells the node that somebody listens again."""
+
+    async def story(time: VirtualTime) -> None:
+        bench = Workshop(time, tmp_path)
+        office = bench.office
+        office.keys()
+        office.config()
+        await bench.settle()
+        office.acknowledges = False
+        office.plan(segment("ban-tin", bench.now_ms + 10_000, 5, asset=office.asset((700, 1600), 5)))
+        await bench.pass_s(400)
+        assert bench.node.state.reports_waiting > 0, "asked again and again, ever more rarely"
+        office.acknowledges = True
+        office.commune.epoch = 2
+        office.config()
+        await bench.pass_s(2)
+        assert bench.node.state.reports_waiting == 0
+        await bench.stop()
+
+    on_virtual_time(story)
