@@ -39,6 +39,7 @@ LEAD_S = 25.0
 """A schedule that sounds is written so long before its start: killed or not, the plan reaches the nodes meanwhile."""
 WITHIN_S = 5.0
 SETTLE_S = 5.0
+SOON = timedelta(seconds=15)
 LAST_WORDS_S = 40.0
 
 
@@ -85,8 +86,8 @@ async def one_village(number: int, folder: Path, kills: int) -> dict[str, Any]:
         await village.open_day_and_night()
         bulletin = await village.bulletin("Thông báo mô phỏng", sample("announcement_b").path)
         async with village.nodes(NODES, identity=folder / "nodes") as fleet:
-            # One hour from now, so that the nodes hold the sound before anything is killed.
-            await village.schedule(bulletin_id=bulletin, starts_at=datetime.now(UTC) + timedelta(hours=1), name="sẵn")
+            # Soon, so that the nodes hold the sound before anything is killed.
+            await village.schedule(bulletin_id=bulletin, starts_at=datetime.now(UTC) + SOON, name="sẵn")
             await asyncio.sleep(SETTLE_S)
             await village.until_ready(NODES, fleet)
             office, stop = Office(), asyncio.Event()
