@@ -455,7 +455,8 @@ class Firmware:
                 source=SourceKind.RECORDED,
             )
         self._status_due = self._is_memory_due = True
-        self._journal.set()
+        if refused:
+            self._journal.set()
         self._owes_answer = True
         self._alerts_changed.set()
 
@@ -466,6 +467,7 @@ class Firmware:
             self._alerts_changed.clear()
             await self._kit.true.sleep(self._chance.uniform(*TELL_ALERT_S))
             self._owes_answer = False
+            self._journal.set()  # the turn it stands at is written down; the set itself was before it was obeyed
             if self.link.is_up:
                 self._say_status()
 
