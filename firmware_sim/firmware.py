@@ -103,7 +103,7 @@ MOST_DUE: Final = 64
 TELL_DUE_S: Final = 600.0
 REMEMBER_HEARD_S: Final = 60.0
 KEEP_BEGUN: Final = 256
-TELL_ALERT_S: Final = (1.0, 2.0)
+TELL_ALERT_S: Final = (1.5, 2.5)
 """When a changed set of alerts is answered by a status: sounding comes first, and a thousand nodes spread theirs."""
 
 

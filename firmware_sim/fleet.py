@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ T = TypeVar("T")
 CONNECTS_PER_S: Final = 60
 """How fast a fleet is switched on."""
 ENROL_AT_ONCE: Final = 8
+SWITCH_S: Final = 0.0005
 DOWNLOADS_AT_ONCE: Final = 24
 QUOTA_BYTES: Final = 512 * 1024 * 1024
 
@@ -50,6 +52,9 @@ class ThreadOffload:
     """A few threads, however many nodes, for what would block the loop (mostly: waiting for a disk)."""
 
     def __init__(self, workers: int = 6) -> None:
+        # A write is a dozen short system calls. After each the thread must get the interpreter back from a loop that is
+        # busy with a thousand nodes, and would wait the usual 5 ms for it.
+        sys.setswitchinterval(SWITCH_S)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="node-work")
 
     async def __call__(self, work: Callable[[], T]) -> T:
