@@ -55,6 +55,8 @@ READY_S: Final = 600.0
 WINDOW: Final = 1_920
 """Samples of a window in which tones are told apart: 40 ms."""
 HOP: Final = 96
+IN_MEMORY: Final = ("--disk-threads", "0")
+"""The nodes' folders lie in `/dev/shm`."""
 LOUD: Final = 1_500.0
 """Amplitude from which a tone counts as heard: a tenth of the attention tone."""
 TRACE: Final = 300.0
@@ -166,7 +168,8 @@ async def _village(nodes: int, listen: int, folder: Path, boxes: Path) -> tuple[
         fleets: dict[str, Child] = {}
         for name, count in parts.items():
             arguments = ["--decisions", str(decisions[name])]
-            arguments += ["--record", str(folder / "records")] if name == "listening" else ["--listen", "0"]
+            is_recorded = name == "listening"
+            arguments += ["--record", str(folder / "records")] if is_recorded else ["--listen", "0", *IN_MEMORY]
             fleets[name] = await stack.enter_async_context(
                 village.nodes(count, identity=boxes / name, arguments=arguments)
             )

@@ -23,7 +23,7 @@ from firmware_sim import carry
 from firmware_sim.clock import MS, MachineTime
 from firmware_sim.enrol import EnrolmentRefused
 from firmware_sim.faults import load_timeline
-from firmware_sim.fleet import QUOTA_BYTES, Fleet, FleetOptions, Spread
+from firmware_sim.fleet import DISK_THREADS, QUOTA_BYTES, Fleet, FleetOptions, Spread
 from firmware_sim.node import SpeakerNode
 from speaker_protocol.carry import Carried, CarriedKind
 
@@ -49,6 +49,7 @@ def run(
     seconds: Annotated[float | None, typer.Option(help="End by itself")] = None,
     decisions: Annotated[Path | None, typer.Option(help="Write each change of what a node would sound here")] = None,
     listen: Annotated[int | None, typer.Option(help="So many nodes decode and record, the others only decide")] = None,
+    disk_threads: Annotated[int, typer.Option(min=0, help="0: the folders lie in memory, nobody waits")] = DISK_THREADS,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per node that is ready")] = False,
 ) -> None:
     """Enrol what is new, connect, follow the plan, until SIGTERM (or `--seconds`)."""
@@ -70,6 +71,7 @@ def run(
                 seed=seed,
                 listen=listen,
                 decisions=decisions,
+                disk_threads=disk_threads,
             )
         except (ValueError, OSError) as error:
             typer.echo(f"firmware-sim: {error}", err=True)

@@ -44,6 +44,7 @@ CONNECTS_PER_S: Final = 60
 """How fast a fleet is switched on."""
 ENROL_AT_ONCE: Final = 8
 SWITCH_S: Final = 0.0005
+DISK_THREADS: Final = 6
 DOWNLOADS_AT_ONCE: Final = 24
 QUOTA_BYTES: Final = 512 * 1024 * 1024
 
@@ -51,7 +52,7 @@ QUOTA_BYTES: Final = 512 * 1024 * 1024
 class ThreadOffload:
     """A few threads, however many nodes, for what would block the loop (mostly: waiting for a disk)."""
 
-    def __init__(self, workers: int = 6) -> None:
+    def __init__(self, workers: int = DISK_THREADS) -> None:
         # A write is a dozen short system calls. After each the thread must get the interpreter back from a loop that is
         # busy with a thousand nodes, and would wait the usual 5 ms for it.
         sys.setswitchinterval(SWITCH_S)
@@ -64,6 +65,17 @@ class ThreadOffload:
     def close(self) -> None:
         """Wait for what runs."""
         self._pool.shutdown()
+
+
+class InlineOffload:
+    """Work done in the loop: where the nodes' folders lie in memory, handing it over costs more than doing it."""
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        """Its result."""
+        return work()
+
+    def close(self) -> None:
+        """Nothing runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,8 @@ class FleetOptions:
     decisions: Path | None = None
     """Where each change of what a node sounds, or would sound, is written, a line of JSON each."""
     quota_bytes: int = QUOTA_BYTES
+    disk_threads: int = DISK_THREADS
+    """Threads that wait for the nodes' disks; 0: none, their folders lie in memory."""
 
 
 class DecisionLog:
@@ -146,7 +160,7 @@ class Fleet:
         Raises `EnrolmentRefused`.
         """
         options = self.options
-        offload = ThreadOffload()
+        offload = ThreadOffload(options.disk_threads) if options.disk_threads else InlineOffload()
         library = SoundLibrary(offload)
         limits = httpx.Limits(max_connections=DOWNLOADS_AT_ONCE, max_keepalive_connections=DOWNLOADS_AT_ONCE)
         timeout = httpx.Timeout(10.0, pool=None)
