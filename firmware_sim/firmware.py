@@ -1196,7 +1196,7 @@ class Firmware:
         change_ms = None if now_ms is None else next_change_ms(self.situation, now_ms)
         pace = self._kit.pace
         longest_s = pace.busy_house_s if self._is_busy(now_ms, change_ms) else pace.idle_house_s
-        if change_ms is None or now_ms is None or change_ms - now_ms <= PREPARE_AHEAD_MS:
+        if change_ms is None or now_ms is None or change_ms - now_ms < PREPARE_AHEAD_MS:
             return longest_s
         return min(longest_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0)
 

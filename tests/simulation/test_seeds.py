@@ -29,3 +29,8 @@ def test_a_clock_that_jumped_five_minutes_is_mended_by_the_next_answers() -> Non
     ]
     assert {one["node"] for one in late} == {"n000", "n001"}
     assert all(abs(one["server_from"] - one["true_from"]) < 1_000 for one in late)
+
+
+def test_a_look_exactly_fifteen_seconds_before_an_item_still_prepares_it() -> None:
+    """Found by seed 69: just then the house found nothing to do yet, and nothing to wait for any more."""
+    assert simulate(Options(69, 20, 3.0)).violations == []
