@@ -77,7 +77,9 @@ async def test_done_is_done_for_the_node_that_was_meant_alone(box: Store):
 
 
 async def test_nothing_done_is_no_statement(box: Store):
+    before = await state(box, "o0")
     await box.begin(lambda session: outbox.acknowledge(session, set(), now=NOW))
+    assert await state(box, "o0") is before
 
 
 async def test_what_nobody_answered_is_given_up_and_a_late_answer_still_counts(box: Store):
