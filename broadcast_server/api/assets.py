@@ -10,19 +10,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import Header, Path, Request, Response
 from fastapi.responses import FileResponse
 
 from broadcast_server.api.deps import ActorDep, DeskDep, bearer_token
 from broadcast_server.api.fields import IdQuery, Shown
+from broadcast_server.api.gate import Router, asks, by_secret
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import library
+from broadcast_server.control.access import Action
 from broadcast_server.control.library import LibraryQuery
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.store.tables import AssetRow
 
-router = APIRouter(tags=["assets"], route_class=IdempotentRoute)
+router = Router(tags=["assets"], route_class=IdempotentRoute)
 
 _MOST_RANGES = 4
 _CACHE = "private, max-age=31536000, immutable"
@@ -45,6 +47,7 @@ class Asset(Shown):
 
 
 @router.get("/assets")
+@asks(Action.READ)
 async def list_assets(desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None) -> Page[Asset]:
     """The register by hash, of a unit and what lies below it."""
     found = await library.list_assets(desk, actor, LibraryQuery(unit, after=paging.after, limit=paging.fetch))
@@ -52,6 +55,7 @@ async def list_assets(desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: I
 
 
 @router.get("/assets/{sha256}/report")
+@asks(Action.READ)
 async def get_asset_report(desk: DeskDep, actor: ActorDep, sha256: Hash) -> Asset:
     """One asset as the register has it."""
     return _of(await library.get_asset(desk, actor, sha256))
@@ -67,6 +71,7 @@ async def get_asset_report(desk: DeskDep, actor: ActorDep, sha256: Hash) -> Asse
         416: {"description": "The range lies outside"},
     },
 )
+@by_secret(Action.READ)
 async def get_asset(
     desk: DeskDep,
     request: Request,

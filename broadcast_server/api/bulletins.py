@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Query, Request, Response, UploadFile
+from fastapi import File, Query, Request, Response, UploadFile
 from fastapi import Form as FormField
 from pydantic import AwareDatetime, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, SearchQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import library
+from broadcast_server.control.access import Action
 from broadcast_server.control.library import (
     AudioVersion,
     BulletinChange,
@@ -27,7 +29,7 @@ from broadcast_server.store.tables import BulletinVersionRow
 from broadcast_server.store.words import MediaKind, VersionState
 from speaker_protocol.rules import BulletinClass
 
-router = APIRouter(tags=["bulletins"], route_class=IdempotentRoute)
+router = Router(tags=["bulletins"], route_class=IdempotentRoute)
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Subject = Annotated[str, StringConstraints(max_length=120)]
@@ -133,6 +135,7 @@ class Bulletin(Shown):
 
 
 @router.get("/bulletins")
+@asks(Action.READ)
 async def list_bulletins(
     desk: DeskDep,
     actor: ActorDep,
@@ -148,6 +151,7 @@ async def list_bulletins(
 
 
 @router.post("/bulletins", status_code=201)
+@asks(Action.BULLETIN_WRITE)
 async def create_bulletin(desk: DeskDep, actor: ActorDep, form: BulletinForm, response: Response) -> Bulletin:
     """Write a bulletin; what it says comes with its versions."""
     request = NewBulletin(form.unit_id, form.title, form.klass, form.subject, form.valid_from, form.valid_to)
@@ -157,12 +161,14 @@ async def create_bulletin(desk: DeskDep, actor: ActorDep, form: BulletinForm, re
 
 
 @router.get("/bulletins/{bulletin_id}")
+@asks(Action.READ)
 async def get_bulletin(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, response: Response) -> Bulletin:
     """One bulletin with all its versions."""
     return _shown(await library.get_bulletin(desk, actor, bulletin_id), response)
 
 
 @router.patch("/bulletins/{bulletin_id}")
+@asks(Action.BULLETIN_WRITE)
 async def change_bulletin(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, form: BulletinPatch, if_match: IfMatchDep, response: Response
 ) -> Bulletin:
@@ -172,6 +178,7 @@ async def change_bulletin(
 
 
 @router.post("/bulletins/{bulletin_id}/versions/text", status_code=201)
+@asks(Action.BULLETIN_WRITE)
 async def write_text(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, form: TextForm) -> BulletinVersion:
     """Add a version that a voice speaks, as a draft."""
     request = TextVersion(bulletin_id, form.text, form.language, form.voice, form.chime_asset)
@@ -180,6 +187,7 @@ async def write_text(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, form: 
 
 
 @router.post("/bulletins/{bulletin_id}/versions/audio", status_code=201)
+@asks(Action.BULLETIN_WRITE)
 async def upload_audio(
     desk: DeskDep,
     actor: ActorDep,
@@ -203,6 +211,7 @@ async def upload_audio(
         }
     },
 )
+@asks(Action.BULLETIN_WRITE)
 async def stream_audio(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, language: Language, request: Request
 ) -> BulletinVersion:
@@ -212,6 +221,7 @@ async def stream_audio(
 
 
 @router.post("/bulletins/{bulletin_id}/versions/{version_id}/approval")
+@asks(Action.BULLETIN_APPROVE, Action.EMERGENCY_LAUNCH)
 async def approve_version(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, form: ApprovalForm | None = None
 ) -> BulletinVersion:
@@ -225,6 +235,7 @@ async def approve_version(
 
 
 @router.post("/bulletins/{bulletin_id}/versions/{version_id}/recall")
+@asks(Action.BULLETIN_APPROVE)
 async def recall_version(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, response: Response
 ) -> Bulletin:
@@ -233,6 +244,7 @@ async def recall_version(
 
 
 @router.post("/bulletins/{bulletin_id}/recall")
+@asks(Action.BULLETIN_APPROVE)
 async def recall_bulletin(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, response: Response) -> Bulletin:
     """Recall every version of a bulletin."""
     return _shown(await library.recall(desk, actor, bulletin_id), response)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import datetime, time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Name, SearchQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.api.units import QuietForm
 from broadcast_server.control import fleet
+from broadcast_server.control.access import Action
 from broadcast_server.control.fleet import (
     ClusterChange,
     ClusterConfig,
@@ -25,7 +27,7 @@ from broadcast_server.control.fleet import (
 )
 from broadcast_server.domain.policy import QuietHours
 
-router = APIRouter(tags=["clusters"], route_class=IdempotentRoute)
+router = Router(tags=["clusters"], route_class=IdempotentRoute)
 
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
@@ -117,6 +119,7 @@ class Cluster(Shown):
 
 
 @router.get("/clusters")
+@asks(Action.READ)
 async def list_clusters(
     desk: DeskDep,
     actor: ActorDep,
@@ -132,6 +135,7 @@ async def list_clusters(
 
 
 @router.post("/clusters", status_code=201)
+@asks(Action.CLUSTER_EDIT)
 async def create_cluster(desk: DeskDep, actor: ActorDep, form: ClusterForm, response: Response) -> Cluster:
     """Enter a cluster."""
     request = NewCluster(form.unit_id, form.name, form.code, form.latitude, form.longitude, form.config.config())
@@ -142,6 +146,7 @@ async def create_cluster(desk: DeskDep, actor: ActorDep, form: ClusterForm, resp
 
 
 @router.get("/clusters/{cluster_id}")
+@asks(Action.READ)
 async def get_cluster(desk: DeskDep, actor: ActorDep, cluster_id: IdPath, response: Response) -> Cluster:
     """One cluster."""
     found = await fleet.get_cluster(desk, actor, cluster_id)
@@ -150,6 +155,7 @@ async def get_cluster(desk: DeskDep, actor: ActorDep, cluster_id: IdPath, respon
 
 
 @router.patch("/clusters/{cluster_id}")
+@asks(Action.CLUSTER_EDIT, Action.VOLUME_SET)
 async def update_cluster(
     desk: DeskDep, actor: ActorDep, cluster_id: IdPath, form: ClusterPatch, version: IfMatchDep, response: Response
 ) -> Cluster:
@@ -162,6 +168,7 @@ async def update_cluster(
 
 
 @router.delete("/clusters/{cluster_id}")
+@asks(Action.CLUSTER_EDIT)
 async def retire_cluster(
     desk: DeskDep, actor: ActorDep, cluster_id: IdPath, version: IfMatchDep, response: Response
 ) -> Cluster:
@@ -210,6 +217,7 @@ class Group(Shown):
 
 
 @router.get("/groups")
+@asks(Action.READ)
 async def list_groups(desk: DeskDep, actor: ActorDep, paging: PagingDep, within: IdQuery = None) -> Page[Group]:
     """Groups by id, in the subtree of `within`."""
     found = await fleet.list_groups(desk, actor, within=within, after=paging.after, limit=paging.fetch)
@@ -217,6 +225,7 @@ async def list_groups(desk: DeskDep, actor: ActorDep, paging: PagingDep, within:
 
 
 @router.post("/groups", status_code=201)
+@asks(Action.CLUSTER_EDIT)
 async def create_group(desk: DeskDep, actor: ActorDep, form: GroupForm, response: Response) -> Group:
     """Name a set of clusters."""
     made = await fleet.create_group(desk, actor, form.unit_id, form.name, form.cluster_ids)
@@ -226,6 +235,7 @@ async def create_group(desk: DeskDep, actor: ActorDep, form: GroupForm, response
 
 
 @router.get("/groups/{group_id}")
+@asks(Action.READ)
 async def get_group(desk: DeskDep, actor: ActorDep, group_id: IdPath, response: Response) -> Group:
     """One group."""
     found = await fleet.get_group(desk, actor, group_id)
@@ -234,6 +244,7 @@ async def get_group(desk: DeskDep, actor: ActorDep, group_id: IdPath, response: 
 
 
 @router.patch("/groups/{group_id}")
+@asks(Action.CLUSTER_EDIT)
 async def update_group(
     desk: DeskDep, actor: ActorDep, group_id: IdPath, form: GroupPatch, version: IfMatchDep, response: Response
 ) -> Group:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep
 from broadcast_server.api.fields import IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.api.schedules import WayOutShown
 from broadcast_server.catalogue import Locale, sentence
 from broadcast_server.control import feeds
+from broadcast_server.control.access import Action
 from broadcast_server.control.grounds import of_conflict
 from broadcast_server.control.outlook import local_text
 from broadcast_server.store.tables import ConflictRow
 from broadcast_server.store.words import ConflictKind
 
-router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
+router = Router(tags=["feeds"], route_class=IdempotentRoute)
 
 
 class ScheduleConflict(Shown):
@@ -85,6 +87,7 @@ class ScheduleConflict(Shown):
 
 
 @router.get("/conflicts")
+@asks(Action.READ)
 async def list_conflicts(
     desk: DeskDep,
     actor: ActorDep,

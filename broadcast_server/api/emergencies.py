@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import emergency
+from broadcast_server.control.access import Action
 from broadcast_server.control.emergency import (
     Correction,
     DeliveryQuery,
@@ -27,7 +29,7 @@ from broadcast_server.domain.delivery import DeliveryState
 from broadcast_server.store.deliveries import Shown as Delivered
 from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState
 
-router = APIRouter(tags=["emergencies"], route_class=IdempotentRoute)
+router = Router(tags=["emergencies"], route_class=IdempotentRoute)
 
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
 Line = Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00]*$")]
@@ -249,6 +251,7 @@ State = Annotated[DeliveryState | None, Query()]
 
 
 @router.get("/emergencies")
+@asks(Action.READ)
 async def list_emergencies(
     desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None, in_force: InForce = False
 ) -> Page[Emergency]:
@@ -258,24 +261,28 @@ async def list_emergencies(
 
 
 @router.post("/emergencies", status_code=201)
+@asks(Action.EMERGENCY_LAUNCH)
 async def launch_emergency(desk: DeskDep, actor: ActorDep, form: EmergencyForm, response: Response) -> Emergency:
     """Raise an emergency or a drill, at once."""
     return _made(await emergency.launch(desk, actor, form.asked(form.confirm)), response)
 
 
 @router.post("/emergencies/proposals", status_code=201)
+@asks(Action.EMERGENCY_PROPOSE)
 async def propose_emergency(desk: DeskDep, actor: ActorDep, form: ProposalForm, response: Response) -> Emergency:
     """Put an emergency before somebody who may launch it."""
     return _made(await emergency.propose(desk, actor, form.asked()), response)
 
 
 @router.get("/emergencies/{emergency_id}")
+@asks(Action.READ)
 async def get_emergency(desk: DeskDep, actor: ActorDep, emergency_id: IdPath) -> Emergency:
     """One emergency and how far it came."""
     return Emergency.of(await emergency.get_emergency(desk, actor, emergency_id))
 
 
 @router.get("/emergencies/{emergency_id}/deliveries")
+@asks(Action.READ)
 async def list_emergency_deliveries(
     desk: DeskDep,
     actor: ActorDep,
@@ -291,6 +298,7 @@ async def list_emergency_deliveries(
 
 
 @router.post("/emergencies/{emergency_id}/launch")
+@asks(Action.EMERGENCY_LAUNCH)
 async def launch_proposed_emergency(
     desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: LaunchForm
 ) -> Emergency:
@@ -302,12 +310,14 @@ async def launch_proposed_emergency(
 
 
 @router.post("/emergencies/{emergency_id}/cancellation")
+@asks(Action.EMERGENCY_LAUNCH, Action.EMERGENCY_PROPOSE)
 async def cancel_emergency(desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: ReasonForm) -> Emergency:
     """Silence it at once, or withdraw a proposal."""
     return Emergency.of(await emergency.cancel(desk, actor, emergency_id, reason=form.reason))
 
 
 @router.post("/emergencies/{emergency_id}/correction", status_code=201)
+@asks(Action.EMERGENCY_LAUNCH)
 async def correct_emergency(
     desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: CorrectionForm, response: Response
 ) -> Emergency:
@@ -317,6 +327,7 @@ async def correct_emergency(
 
 
 @router.post("/emergencies/{emergency_id}/final", status_code=201)
+@asks(Action.EMERGENCY_LAUNCH)
 async def finish_emergency(
     desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: FinalForm, response: Response
 ) -> Emergency:
@@ -326,6 +337,7 @@ async def finish_emergency(
 
 
 @router.get("/stop-alls")
+@asks(Action.READ)
 async def list_stop_alls(
     desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None, in_force: InForce = False
 ) -> Page[StopAll]:
@@ -335,18 +347,21 @@ async def list_stop_alls(
 
 
 @router.post("/stop-alls", status_code=201)
+@asks(Action.STOP_ALL)
 async def stop_all(desk: DeskDep, actor: ActorDep, form: StopAllForm) -> list[StopAll]:
     """Silence everything at these units and below, until released."""
     return [StopAll.of(view) for view in await emergency.stop_all(desk, actor, form.units, reason=form.reason)]
 
 
 @router.get("/stop-alls/{stop_all_id}")
+@asks(Action.READ)
 async def get_stop_all(desk: DeskDep, actor: ActorDep, stop_all_id: IdPath) -> StopAll:
     """One stop-all and how far it came."""
     return StopAll.of(await emergency.get_stop_all(desk, actor, stop_all_id))
 
 
 @router.get("/stop-alls/{stop_all_id}/deliveries")
+@asks(Action.READ)
 async def list_stop_all_deliveries(
     desk: DeskDep,
     actor: ActorDep,
@@ -362,6 +377,7 @@ async def list_stop_all_deliveries(
 
 
 @router.post("/stop-alls/{stop_all_id}/release")
+@asks(Action.STOP_ALL)
 async def release_stop_all(desk: DeskDep, actor: ActorDep, stop_all_id: IdPath, form: ReasonForm) -> StopAll:
     """Let the unit sound again."""
     return StopAll.of(await emergency.release(desk, actor, stop_all_id, reason=form.reason))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, Name, SearchQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import feeds
+from broadcast_server.control.access import Action
 from broadcast_server.control.feeds import (
     Carrier,
     FeedChange,
@@ -25,7 +27,7 @@ from broadcast_server.control.feeds import (
 from broadcast_server.store.tables import FeedOfferRow
 from broadcast_server.store.words import FeedKind, FeedState, Tier
 
-router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
+router = Router(tags=["feeds"], route_class=IdempotentRoute)
 
 Url = Annotated[str, StringConstraints(min_length=8, max_length=500, pattern=r"^https?://[\x21-\x7e]+$")]
 Basis = Annotated[str, StringConstraints(min_length=1, max_length=300)]
@@ -140,6 +142,7 @@ class FeedMade(Feed):
 
 
 @router.get("/feeds")
+@asks(Action.READ)
 async def list_feeds(
     desk: DeskDep,
     actor: ActorDep,
@@ -154,6 +157,7 @@ async def list_feeds(
 
 
 @router.post("/feeds", status_code=201)
+@asks(Action.FEED_OWN)
 async def add_feed(desk: DeskDep, actor: ActorDep, form: FeedForm, response: Response) -> FeedMade:
     """Own a feed. A push feed's answer has mount, user and password, once."""
     request = NewFeed(
@@ -178,6 +182,7 @@ async def add_feed(desk: DeskDep, actor: ActorDep, form: FeedForm, response: Res
 
 
 @router.get("/feeds/{feed_id}")
+@asks(Action.READ)
 async def get_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Response) -> Feed:
     """One feed that one's places own or are offered."""
     found = await feeds.get_feed(desk, actor, feed_id)
@@ -186,6 +191,7 @@ async def get_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Re
 
 
 @router.patch("/feeds/{feed_id}")
+@asks(Action.FEED_OWN)
 async def update_feed(
     desk: DeskDep, actor: ActorDep, feed_id: IdPath, form: FeedPatch, version: IfMatchDep, response: Response
 ) -> Feed:
@@ -197,6 +203,7 @@ async def update_feed(
 
 
 @router.post("/feeds/{feed_id}/rotation")
+@asks(Action.FEED_PUSH)
 async def rotate_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Response) -> Credential:
     """A new password; who is connected with the old one is cut."""
     response.headers["Cache-Control"] = "no-store"
@@ -204,6 +211,7 @@ async def rotate_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response:
 
 
 @router.post("/feeds/{feed_id}/revocation")
+@asks(Action.FEED_OWN)
 async def revoke_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Response) -> Feed:
     """End a feed for good; coming relays of it become conflicts."""
     found = await feeds.revoke_feed(desk, actor, feed_id)
@@ -236,6 +244,7 @@ class FeedCarrier(Shown):
 
 
 @router.get("/feeds/{feed_id}/carriers")
+@asks(Action.READ)
 async def list_carriers(desk: DeskDep, actor: ActorDep, feed_id: IdPath) -> list[FeedCarrier]:
     """Who carries the feed from now on."""
     return [FeedCarrier.of(one) for one in await feeds.list_carriers(desk, actor, feed_id)]
@@ -279,12 +288,14 @@ class Offer(Shown):
 
 
 @router.get("/feeds/{feed_id}/offers")
+@asks(Action.READ)
 async def list_offers(desk: DeskDep, actor: ActorDep, feed_id: IdPath) -> list[Offer]:
     """Every offer for the owner, for others those made to their places."""
     return [Offer.of(row) for row in await feeds.list_offers(desk, actor, feed_id)]
 
 
 @router.post("/feeds/{feed_id}/offers", status_code=201)
+@asks(Action.FEED_OFFER)
 async def offer_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, form: OfferForm) -> Offer:
     """Offer a feed to a unit and all below it."""
     request = NewOffer(feed_id, form.unit_id, form.basis, form.valid_from, form.valid_to)
@@ -292,6 +303,7 @@ async def offer_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, form: Offe
 
 
 @router.post("/offers/{offer_id}/withdrawal")
+@asks(Action.FEED_OFFER)
 async def withdraw_offer(desk: DeskDep, actor: ActorDep, offer_id: IdPath) -> Offer:
     """Take an offer back from now on; coming relays that rest on it become conflicts."""
     return Offer.of(await feeds.withdraw_offer(desk, actor, offer_id))

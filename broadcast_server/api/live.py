@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar, cast
 
-from fastapi import APIRouter, Depends, Query, Response, WebSocket
+from fastapi import Depends, Query, Response, WebSocket
 from pydantic import Field, StringConstraints, ValidationError
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
@@ -23,11 +23,12 @@ from broadcast_server import catalogue
 from broadcast_server.api import problems
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep, actor_of
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Secret, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.api.schedules import PreviewShown, Targets
 from broadcast_server.control import live
-from broadcast_server.control.access import Actor
+from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import Attached, LiveIngest, LiveQuery, LiveView, Opened, OpenLive, Sight
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, Refused, Unavailable
@@ -39,7 +40,7 @@ from broadcast_server.store.words import LiveEnd, LiveState, RecordingState
 
 log = get_logger()
 T = TypeVar("T", bound=Form)
-router = APIRouter(tags=["live"], route_class=IdempotentRoute)
+router = Router(tags=["live"], route_class=IdempotentRoute)
 
 HELLO_S: Final = 5.0
 TELL_S: Final = 1.0
@@ -169,6 +170,7 @@ class LiveOpened(LiveShown):
 
 
 @router.post("/live", status_code=201)
+@asks(Action.LIVE)
 async def open_live(
     desk: DeskDep, ingest: IngestDep, actor: ActorDep, form: LiveForm, locale: LocaleDep, response: Response
 ) -> LiveOpened:
@@ -185,12 +187,14 @@ async def open_live(
 
 
 @router.post("/live/preview")
+@asks(Action.LIVE)
 async def preview_live(desk: DeskDep, actor: ActorDep, form: LiveForm, locale: LocaleDep) -> LivePreview:
     """What speaking now would cut or wait for; nothing is saved."""
     return LivePreview.of(await live.preview_live(desk, actor, form.asked()), locale)
 
 
 @router.get("/live")
+@asks(Action.READ)
 async def list_live(
     desk: DeskDep,
     actor: ActorDep,
@@ -204,24 +208,28 @@ async def list_live(
 
 
 @router.get("/live/{session_id}")
+@asks(Action.READ)
 async def get_live(desk: DeskDep, actor: ActorDep, session_id: IdPath) -> LiveShown:
     """One session."""
     return LiveShown.of(await live.get_live(desk, actor, session_id))
 
 
 @router.post("/live/{session_id}/renew", status_code=204)
+@asks(Action.LIVE)
 async def renew_live(desk: DeskDep, ingest: IngestDep, actor: ActorDep, session_id: IdPath) -> None:
     """Keep the session without a word; at least every 5 s while no packet is sent."""
     await live.renew_live(desk, ingest, actor, session_id)
 
 
 @router.post("/live/{session_id}/close")
+@asks(Action.LIVE, Action.STOP)
 async def close_live(desk: DeskDep, ingest: IngestDep, actor: ActorDep, session_id: IdPath) -> LiveShown:
     """End it; the air is free at once. Its recording becomes an asset soon after."""
     return LiveShown.of(await live.close_live(desk, ingest, actor, session_id))
 
 
 @router.websocket("/live/{session_id}/voice")
+@asks(Action.LIVE)
 async def voice(socket: WebSocket, session_id: str) -> None:
     """The microphone's line."""
     await _Line(socket, session_id).serve()

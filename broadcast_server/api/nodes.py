@@ -5,19 +5,21 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Secret, Shown
+from broadcast_server.api.gate import Router, asks, by_secret
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import fleet
+from broadcast_server.control.access import Action
 from broadcast_server.control.fleet import Enrol, NewEnrolmentToken, NodeQuery, NodeView, Order, OrderVerb
 from broadcast_server.store.tables import EnrolmentTokenRow, OutboxRow
 from broadcast_server.store.words import OutboxState
 
-router = APIRouter(tags=["nodes"], route_class=IdempotentRoute)
+router = Router(tags=["nodes"], route_class=IdempotentRoute)
 
 
 # -- enrolment --------------------------------------------------------------------------------------------------------
@@ -59,6 +61,7 @@ class EnrolmentTokenMade(EnrolmentToken):
 
 
 @router.post("/enrolment-tokens", status_code=201)
+@asks(Action.NODE_ENROL)
 async def create_enrolment_token(
     desk: DeskDep, actor: ActorDep, form: EnrolmentTokenForm, response: Response
 ) -> EnrolmentTokenMade:
@@ -70,6 +73,7 @@ async def create_enrolment_token(
 
 
 @router.get("/enrolment-tokens")
+@asks(Action.NODE_ENROL)
 async def list_enrolment_tokens(
     desk: DeskDep,
     actor: ActorDep,
@@ -80,6 +84,7 @@ async def list_enrolment_tokens(
 
 
 @router.delete("/enrolment-tokens/{token_id}", status_code=204)
+@asks(Action.NODE_ENROL)
 async def void_enrolment_token(desk: DeskDep, actor: ActorDep, token_id: IdPath) -> None:
     """Make a token worthless."""
     await fleet.void_enrolment_token(desk, actor, token_id)
@@ -120,6 +125,7 @@ class Enrolled(Shown):
 
 
 @router.post("/nodes/enrol", status_code=201)
+@by_secret()
 async def enrol_node(desk: DeskDep, form: EnrolForm, response: Response) -> Enrolled:
     """Register a device; the token is its authority.
 
@@ -226,6 +232,7 @@ class Node(Shown):
 
 
 @router.get("/nodes")
+@asks(Action.READ)
 async def list_nodes(
     desk: DeskDep,
     actor: ActorDep,
@@ -242,12 +249,14 @@ async def list_nodes(
 
 
 @router.get("/nodes/{node_id}")
+@asks(Action.READ)
 async def get_node(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Node:
     """One node, retired or not."""
     return Node.of(await fleet.get_node(desk, actor, node_id))
 
 
 @router.delete("/nodes/{node_id}")
+@asks(Action.NODE_RETIRE)
 async def retire_node(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Node:
     """Take a node out of service; its cluster stays."""
     return Node.of(await fleet.retire_node(desk, actor, node_id))
@@ -294,6 +303,7 @@ class NodeOrder(Shown):
 
 
 @router.post("/nodes/{node_id}/orders", status_code=202)
+@asks(Action.NODE_ORDER, Action.NODE_RETIRE)
 async def order_node(desk: DeskDep, actor: ActorDep, node_id: IdPath, form: OrderForm) -> NodeOrder:
     """Order one node to identify itself, sound a test tone or reboot. A tone obeys the quiet hours."""
     request = Order(node_id, form.verb, form.seconds, timedelta(seconds=form.expires_in_s))
@@ -301,6 +311,7 @@ async def order_node(desk: DeskDep, actor: ActorDep, node_id: IdPath, form: Orde
 
 
 @router.get("/nodes/{node_id}/orders")
+@asks(Action.READ)
 async def list_node_orders(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> list[NodeOrder]:
     """The node's latest orders, newest first."""
     return [NodeOrder.of(row) for row in await fleet.list_orders(desk, actor, node_id)]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import Field
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.feeds import Basis, Language
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import feeds, obligations
+from broadcast_server.control.access import Action
 from broadcast_server.control.feeds import NewObligation, ObligationView
 from broadcast_server.control.obligations import ClusterFulfilment, FulfilmentQuery
 from broadcast_server.domain.clock import Window
@@ -22,7 +24,7 @@ from broadcast_server.domain.fulfilment import Period
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.store.words import ContentKind
 
-router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
+router = Router(tags=["feeds"], route_class=IdempotentRoute)
 
 _MS: Final = timedelta(milliseconds=1)
 
@@ -83,6 +85,7 @@ class Obligation(Shown):
 
 
 @router.get("/obligations")
+@asks(Action.READ)
 async def list_obligations(
     desk: DeskDep, actor: ActorDep, paging: PagingDep, for_unit: IdQuery = None
 ) -> Page[Obligation]:
@@ -92,6 +95,7 @@ async def list_obligations(
 
 
 @router.post("/obligations", status_code=201)
+@asks(Action.OBLIGE)
 async def lay_obligation(desk: DeskDep, actor: ActorDep, form: ObligationForm, response: Response) -> Obligation:
     """Oblige a unit and all below it."""
     made = await feeds.oblige(
@@ -115,12 +119,14 @@ async def lay_obligation(desk: DeskDep, actor: ActorDep, form: ObligationForm, r
 
 
 @router.get("/obligations/{obligation_id}")
+@asks(Action.READ)
 async def get_obligation(desk: DeskDep, actor: ActorDep, obligation_id: IdPath) -> Obligation:
     """One obligation."""
     return Obligation.of(await feeds.get_obligation(desk, actor, obligation_id))
 
 
 @router.delete("/obligations/{obligation_id}")
+@asks(Action.OBLIGE)
 async def lift_obligation(desk: DeskDep, actor: ActorDep, obligation_id: IdPath) -> Obligation:
     """End an obligation now, its schedule with it."""
     return Obligation.of(await feeds.lift_obligation(desk, actor, obligation_id))
@@ -170,6 +176,7 @@ class ClusterFulfilled(Shown):
 
 
 @router.get("/obligations/{obligation_id}/fulfilment")
+@asks(Action.LOG_READ)
 async def get_fulfilment(
     desk: DeskDep,
     actor: ActorDep,

@@ -5,19 +5,21 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.fields import Form, Id, IdPath, Instant, Name, Shown
+from broadcast_server.api.gate import Router, asks, signed_in
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import people
+from broadcast_server.control.access import Action
 from broadcast_server.control.people import NewGrant, UserView
 from broadcast_server.store.tables import GrantRow, TokenRow
 from broadcast_server.store.words import Role
 
-router = APIRouter(tags=["people"], route_class=IdempotentRoute)
+router = Router(tags=["people"], route_class=IdempotentRoute)
 
 
 class GrantForm(Form):
@@ -81,6 +83,7 @@ class User(Shown):
 
 
 @router.get("/users")
+@asks(Action.PEOPLE_EDIT)
 async def list_users(desk: DeskDep, actor: ActorDep, paging: PagingDep) -> Page[User]:
     """People by login, of the places where one keeps the people."""
     found = await people.list_users(desk, actor, after=paging.after, limit=paging.fetch)
@@ -88,6 +91,7 @@ async def list_users(desk: DeskDep, actor: ActorDep, paging: PagingDep) -> Page[
 
 
 @router.post("/users", status_code=201)
+@asks(Action.PEOPLE_EDIT)
 async def add_user(desk: DeskDep, actor: ActorDep, form: UserForm, response: Response) -> User:
     """Enter a person with a first role."""
     grant = None if form.grant is None else form.grant.grant()
@@ -97,30 +101,35 @@ async def add_user(desk: DeskDep, actor: ActorDep, form: UserForm, response: Res
 
 
 @router.get("/users/me")
+@signed_in
 async def get_me(desk: DeskDep, actor: ActorDep) -> User:
     """Who this token is."""
     return User.of(await people.get_user(desk, actor, actor.user_id))
 
 
 @router.get("/users/{user_id}")
+@asks(Action.PEOPLE_EDIT, or_own=True)
 async def get_user(desk: DeskDep, actor: ActorDep, user_id: IdPath) -> User:
     """One person."""
     return User.of(await people.get_user(desk, actor, user_id))
 
 
 @router.delete("/users/{user_id}")
+@asks(Action.PEOPLE_EDIT)
 async def disable_user(desk: DeskDep, actor: ActorDep, user_id: IdPath) -> User:
     """Lock a person out at once."""
     return User.of(await people.disable_user(desk, actor, user_id))
 
 
 @router.post("/users/{user_id}/grants", status_code=201)
+@asks(Action.PEOPLE_EDIT)
 async def grant_role(desk: DeskDep, actor: ActorDep, user_id: IdPath, form: GrantForm) -> Grant:
     """Give a role over a place and all below it."""
     return Grant.of(await people.grant_role(desk, actor, user_id, form.grant()))
 
 
 @router.delete("/users/{user_id}/grants/{grant_id}")
+@asks(Action.PEOPLE_EDIT)
 async def end_grant(desk: DeskDep, actor: ActorDep, user_id: IdPath, grant_id: IdPath) -> Grant:
     """Take a role back from now on."""
     return Grant.of(await people.end_grant(desk, actor, user_id, grant_id))
@@ -164,12 +173,14 @@ class TokenMade(Token):
 
 
 @router.get("/users/{user_id}/tokens")
+@asks(Action.PEOPLE_EDIT, or_own=True)
 async def list_tokens(desk: DeskDep, actor: ActorDep, user_id: IdPath) -> list[Token]:
     """A person's tokens, newest first."""
     return [Token.of(row) for row in await people.list_tokens(desk, actor, user_id)]
 
 
 @router.post("/users/{user_id}/tokens", status_code=201)
+@asks(Action.PEOPLE_EDIT, or_own=True)
 async def create_token(
     desk: DeskDep, actor: ActorDep, user_id: IdPath, form: TokenForm, response: Response
 ) -> TokenMade:
@@ -181,6 +192,7 @@ async def create_token(
 
 
 @router.delete("/users/{user_id}/tokens/{token_id}")
+@asks(Action.PEOPLE_EDIT, or_own=True)
 async def revoke_token(desk: DeskDep, actor: ActorDep, user_id: IdPath, token_id: IdPath) -> Token:
     """Make a token worthless at once."""
     return Token.of(await people.revoke_token(desk, actor, user_id, token_id))

@@ -5,20 +5,22 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import AwareDatetime
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.fields import IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import plays
+from broadcast_server.control.access import Action
 from broadcast_server.control.plays import PlayQuery, cursor_of
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.plays import Play, Proof
 from broadcast_server.store.words import RelayedKind, ScheduleKind
 from speaker_protocol.rules import BulletinClass
 
-router = APIRouter(tags=["plays"])
+router = Router(tags=["plays"])
 
 Since = Annotated[AwareDatetime | None, Query(alias="from", description="starts at or after")]
 Until = Annotated[AwareDatetime | None, Query(description="starts before")]
@@ -122,6 +124,7 @@ class BroadcastShown(Shown):
 
 
 @router.get("/plays")
+@asks(Action.LOG_READ)
 async def list_plays(
     desk: DeskDep,
     actor: ActorDep,
@@ -140,6 +143,7 @@ async def list_plays(
 
 
 @router.get("/broadcasts")
+@asks(Action.LOG_READ)
 async def list_broadcasts(
     desk: DeskDep,
     actor: ActorDep,
@@ -157,6 +161,7 @@ async def list_broadcasts(
 
 
 @router.get("/broadcasts/{broadcast_id}")
+@asks(Action.LOG_READ)
 async def get_broadcast(
     desk: DeskDep, actor: ActorDep, broadcast_id: Annotated[str, Path(max_length=120)]
 ) -> BroadcastShown:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import Field
 
 from broadcast_server.api.bulletins import ApprovalForm, Language, Sha256, Title
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, SearchQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import library
+from broadcast_server.control.access import Action
 from broadcast_server.control.library import ItemRole, LibraryQuery, NewProgramme, ProgrammeItem
 from broadcast_server.store.tables import ProgrammeRow
 
-router = APIRouter(tags=["programmes"], route_class=IdempotentRoute)
+router = Router(tags=["programmes"], route_class=IdempotentRoute)
 
 
 class ItemForm(Form):
@@ -70,6 +72,7 @@ class Programme(Shown):
 
 
 @router.get("/programmes")
+@asks(Action.READ)
 async def list_programmes(
     desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None, title: SearchQuery = None
 ) -> Page[Programme]:
@@ -80,6 +83,7 @@ async def list_programmes(
 
 
 @router.post("/programmes", status_code=201)
+@asks(Action.PROGRAMME_WRITE)
 async def create_programme(desk: DeskDep, actor: ActorDep, form: ProgrammeForm, response: Response) -> Programme:
     """Put a programme together; rendering makes its audio."""
     request = NewProgramme(form.unit_id, form.title, tuple(item.asked() for item in form.items))
@@ -89,12 +93,14 @@ async def create_programme(desk: DeskDep, actor: ActorDep, form: ProgrammeForm, 
 
 
 @router.get("/programmes/{programme_id}")
+@asks(Action.READ)
 async def get_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response) -> Programme:
     """One programme."""
     return _shown(await library.get_programme(desk, actor, programme_id), response)
 
 
 @router.patch("/programmes/{programme_id}")
+@asks(Action.PROGRAMME_WRITE)
 async def change_programme(
     desk: DeskDep,
     actor: ActorDep,
@@ -110,12 +116,14 @@ async def change_programme(
 
 
 @router.post("/programmes/{programme_id}/rendering")
+@asks(Action.PROGRAMME_WRITE)
 async def render_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response) -> Programme:
     """Make one piece of audio of all items, with a cue for each."""
     return _shown(await library.render_programme(desk, actor, programme_id), response)
 
 
 @router.post("/programmes/{programme_id}/approval")
+@asks(Action.PROGRAMME_APPROVE)
 async def approve_programme(
     desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response, form: ApprovalForm | None = None
 ) -> Programme:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AwareDatetime
 
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep
 from broadcast_server.api.fields import Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.catalogue import Locale, sentence
 from broadcast_server.control import readiness
+from broadcast_server.control.access import Action
 from broadcast_server.control.readiness import ItemReadiness, NotReady, Readiness
 
-router = APIRouter(tags=["readiness"])
+router = Router(tags=["readiness"])
 
 
 class NotReadyShown(Shown):
@@ -83,6 +85,7 @@ class ReadinessShown(Shown):
 
 
 @router.get("/readiness")
+@asks(Action.READ)
 async def get_readiness(
     desk: DeskDep,
     actor: ActorDep,

@@ -7,22 +7,24 @@ from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, LocaleDep, MonitorDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.catalogue import Locale, has_sentence, sentence
 from broadcast_server.control import relays
+from broadcast_server.control.access import Action
 from broadcast_server.control.relays import RelaySetting, RelayView
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.store.tables import FeedStatusRow, PushSessionRow, RelaySpanRow
 from broadcast_server.store.words import FeedState, ListenAt, RelayedKind
 
-router = APIRouter(tags=["feeds"], route_class=IdempotentRoute)
+router = Router(tags=["feeds"], route_class=IdempotentRoute)
 
 Since = Annotated[AwareDatetime | None, Query(alias="from", description="sounded at or after")]
 Until = Annotated[AwareDatetime | None, Query(description="sounded before")]
@@ -179,6 +181,7 @@ def _instead(view: RelayView, sounding: SoundingNow | None, locale: Locale) -> s
 
 
 @router.get("/feeds/{feed_id}/relay")
+@asks(Action.READ)
 async def get_relay(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep, response: Response) -> Relay:
     """Who stands in for the feed, what sounds now, and why."""
     found = await relays.get_relay(desk, actor, feed_id)
@@ -187,6 +190,7 @@ async def get_relay(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: Loc
 
 
 @router.put("/feeds/{feed_id}/relay")
+@asks(Action.FEED_OWN)
 async def set_relay(
     desk: DeskDep,
     actor: ActorDep,
@@ -204,24 +208,28 @@ async def set_relay(
 
 
 @router.post("/feeds/{feed_id}/cut")
+@asks(Action.FEED_OWN, Action.STOP)
 async def cut_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep) -> Relay:
     """The cut button: what the delay still holds is dropped; no feed sounds here until it is released."""
     return Relay.of(await relays.cut_feed(desk, actor, feed_id), locale)
 
 
 @router.delete("/feeds/{feed_id}/cut")
+@asks(Action.FEED_OWN, Action.STOP)
 async def release_cut(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep) -> Relay:
     """Let the feed sound again."""
     return Relay.of(await relays.release_cut(desk, actor, feed_id), locale)
 
 
 @router.post("/feeds/{feed_id}/stop")
+@asks(Action.FEED_OWN, Action.STOP)
 async def stop_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, form: StopForm, locale: LocaleDep) -> Relay:
     """Stop relaying the feed everywhere until it is released."""
     return Relay.of(await relays.stop_feed(desk, actor, feed_id, form.reason), locale)
 
 
 @router.delete("/feeds/{feed_id}/stop")
+@asks(Action.FEED_OWN, Action.STOP)
 async def release_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep) -> Relay:
     """Let a stopped feed be relayed again."""
     return Relay.of(await relays.release_feed(desk, actor, feed_id), locale)
@@ -255,6 +263,7 @@ class RelaySpan(Shown):
 
 
 @router.get("/feeds/{feed_id}/spans")
+@asks(Action.READ)
 async def list_spans(
     desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep, since: Since = None, until: Until = None
 ) -> list[RelaySpan]:
@@ -295,6 +304,7 @@ class PushSession(Shown):
 
 
 @router.get("/feeds/{feed_id}/pushes")
+@asks(Action.FEED_PUSH)
 async def list_pushes(
     desk: DeskDep, actor: ActorDep, feed_id: IdPath, paging: PagingDep, locale: LocaleDep
 ) -> Page[PushSession]:
@@ -308,6 +318,7 @@ async def list_pushes(
     response_class=StreamingResponse,
     responses={200: {"description": "Ogg Opus without end", "content": {"audio/ogg": {}}}},
 )
+@asks(Action.STOP, Action.FEED_PUSH)
 async def listen_in(
     desk: DeskDep,
     monitor: MonitorDep,

@@ -23,6 +23,7 @@ from broadcast_server.api import (
     conflicts,
     emergencies,
     feeds,
+    gate,
     live,
     nodes,
     obligations,
@@ -39,6 +40,7 @@ from broadcast_server.api import (
     units,
 )
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
+from broadcast_server.api.gate import Router, RouteTold, public
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import LiveIngest
 from broadcast_server.control.relays import Monitor
@@ -72,32 +74,40 @@ class Api(FastAPI):
         return super().openapi()
 
 
+NOUNS: Final = (
+    units,
+    clusters,
+    nodes,
+    feeds,
+    conflicts,
+    obligations,
+    relays,
+    people,
+    bulletins,
+    programmes,
+    assets,
+    schedules,
+    sendings,
+    ties,
+    emergencies,
+    live,
+    readiness,
+    plays,
+    system,
+)
+
+
 def build_router() -> APIRouter:
     """Every noun under `/api/v1`."""
     router = APIRouter(prefix=PREFIX, responses=problems.RESPONSES)
-    for noun in (
-        units,
-        clusters,
-        nodes,
-        feeds,
-        conflicts,
-        obligations,
-        relays,
-        people,
-        bulletins,
-        programmes,
-        assets,
-        schedules,
-        sendings,
-        ties,
-        emergencies,
-        live,
-        readiness,
-        plays,
-        system,
-    ):
+    for noun in NOUNS:
         router.include_router(noun.router)
     return router
+
+
+def route_table() -> list[RouteTold]:
+    """Every address under `/api/v1` and what it asks. Raises `gate.UndeclaredError`."""
+    return gate.table((noun.router for noun in NOUNS), PREFIX)
 
 
 def create_api(
@@ -131,6 +141,7 @@ def create_api(
     problems.install(app)
     app.include_router(build_router())
     app.include_router(_machine_router(desk, parts, registry))
+    gate.close(app)
     app.add_middleware(
         Front,
         state={"desk": desk, "live": ingest, "monitor": monitor},
@@ -145,14 +156,16 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _machine_router(desk: Desk, parts: Callable[[], Mapping[str, bool]], registry: CollectorRegistry) -> APIRouter:
-    router = APIRouter(include_in_schema=False)
+    router = Router(include_in_schema=False)
 
     @router.get("/healthz")
+    @public
     async def healthz() -> dict[str, bool]:
         """The process answers."""
         return {"alive": True}
 
     @router.get("/readyz")
+    @public
     async def readyz(response: Response) -> Readiness:
         """The store answers and every part says it is ready; 503 otherwise."""
         told = {"store": await _store_answers(desk), **parts()}
@@ -161,6 +174,7 @@ def _machine_router(desk: Desk, parts: Callable[[], Mapping[str, bool]], registr
         return Readiness(ready=is_ready, parts=told)
 
     @router.get("/metrics")
+    @public
     async def metrics() -> Response:
         """Counters in Prometheus's text form."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

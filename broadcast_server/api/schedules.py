@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from broadcast_server.api.bulletins import Language, Title
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, LocaleDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.catalogue import Locale, has_sentence, sentence
 from broadcast_server.control import outlook, playing, scheduling
+from broadcast_server.control.access import Action
 from broadcast_server.control.clashes import Clash, Effect, Notice, Party, Preview
 from broadcast_server.control.outlook import Explanation, Hearing, Missing, Sounding
 from broadcast_server.control.playing import PlayNow
@@ -40,7 +42,7 @@ from broadcast_server.domain.recurrence import Once, Rule, rule_from_dict
 from broadcast_server.store.words import ContentKind, ExceptionKind, ScheduleKind, ScheduleState
 from speaker_protocol.rules import BulletinClass, Late, LatePolicy
 
-router = APIRouter(tags=["schedules"], route_class=IdempotentRoute)
+router = Router(tags=["schedules"], route_class=IdempotentRoute)
 
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Length = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -609,6 +611,7 @@ def _clash_words(clash: Clash) -> dict[str, Any]:
 
 
 @router.get("/schedules")
+@asks(Action.READ)
 async def list_schedules(
     desk: DeskDep,
     actor: ActorDep,
@@ -640,6 +643,7 @@ async def list_schedules(
 
 
 @router.post("/schedules", status_code=201)
+@asks(Action.SCHEDULE)
 async def create_schedule(
     desk: DeskDep, actor: ActorDep, form: ScheduleForm, locale: LocaleDep, response: Response
 ) -> SchedulePlaced:
@@ -651,12 +655,14 @@ async def create_schedule(
 
 
 @router.post("/schedules/preview")
+@asks(Action.SCHEDULE)
 async def preview_schedule(desk: DeskDep, actor: ActorDep, form: ScheduleForm, locale: LocaleDep) -> PreviewShown:
     """What placing it would do; nothing is saved."""
     return PreviewShown.of(await scheduling.preview_schedule(desk, actor, form.asked()), locale)
 
 
 @router.get("/schedules/{schedule_id}")
+@asks(Action.READ)
 async def get_schedule(desk: DeskDep, actor: ActorDep, schedule_id: IdPath, response: Response) -> Schedule:
     """One schedule."""
     view = await scheduling.get_schedule(desk, actor, schedule_id)
@@ -665,6 +671,7 @@ async def get_schedule(desk: DeskDep, actor: ActorDep, schedule_id: IdPath, resp
 
 
 @router.post("/schedules/{schedule_id}/change")
+@asks(Action.SCHEDULE)
 async def change_schedule(
     desk: DeskDep,
     actor: ActorDep,
@@ -681,6 +688,7 @@ async def change_schedule(
 
 
 @router.post("/schedules/{schedule_id}/change/preview")
+@asks(Action.SCHEDULE)
 async def preview_change(
     desk: DeskDep, actor: ActorDep, schedule_id: IdPath, form: ChangeForm, locale: LocaleDep
 ) -> PreviewShown:
@@ -689,6 +697,7 @@ async def preview_change(
 
 
 @router.post("/schedules/{schedule_id}/cancel")
+@asks(Action.SCHEDULE)
 async def cancel_schedule(
     desk: DeskDep, actor: ActorDep, schedule_id: IdPath, form: CancelForm, if_match: IfMatchDep, response: Response
 ) -> Schedule:
@@ -700,6 +709,7 @@ async def cancel_schedule(
 
 
 @router.post("/play-now", status_code=201)
+@asks(Action.PLAY_NOW)
 async def play_now(desk: DeskDep, actor: ActorDep, form: PlayNowForm, locale: LocaleDep) -> PlayingShown:
     """Sound as soon as all nodes can begin together; tells when that really is."""
     made = await playing.play_now(desk, actor, form.asked())
@@ -713,6 +723,7 @@ async def play_now(desk: DeskDep, actor: ActorDep, form: PlayNowForm, locale: Lo
 
 
 @router.post("/stop")
+@asks(Action.STOP)
 async def stop(desk: DeskDep, actor: ActorDep, form: StopForm) -> StoppedShown:
     """End one occurrence that sounds or waits."""
     stopped = await playing.stop(desk, actor, form.entry_id)
@@ -723,6 +734,7 @@ async def stop(desk: DeskDep, actor: ActorDep, form: StopForm) -> StoppedShown:
 
 
 @router.get("/outlook")
+@asks(Action.READ)
 async def get_outlook(
     desk: DeskDep,
     actor: ActorDep,
@@ -745,6 +757,7 @@ async def get_outlook(
 
 
 @router.get("/explain")
+@asks(Action.READ)
 async def explain(
     desk: DeskDep,
     actor: ActorDep,

@@ -8,17 +8,19 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from broadcast_server.api.bulletins import Language
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.api.schedules import Gain, LateForm, PreviewShown, Seconds, Targets
 from broadcast_server.catalogue import Locale, sentence
 from broadcast_server.control import sending
+from broadcast_server.control.access import Action
 from broadcast_server.control.outlook import local_text
 from broadcast_server.control.sending import (
     ArrivalView,
@@ -33,7 +35,7 @@ from broadcast_server.store.tables import SendingRow
 from broadcast_server.store.words import ArrivalState, ConflictKind
 from speaker_protocol.rules import BulletinClass, Late
 
-router = APIRouter(tags=["sendings"], route_class=IdempotentRoute)
+router = Router(tags=["sendings"], route_class=IdempotentRoute)
 
 Basis = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 Note = Annotated[str, StringConstraints(min_length=1, max_length=300)]
@@ -262,6 +264,7 @@ class ArrivalPlaced(Arrival):
 
 
 @router.get("/sendings")
+@asks(Action.READ)
 async def list_sendings(desk: DeskDep, actor: ActorDep, paging: PagingDep, unit: IdQuery = None) -> Page[Sending]:
     """What was sent by units you may see, the newest first."""
     found = await sending.list_sendings(desk, actor, unit_id=unit, after=paging.after, limit=paging.fetch)
@@ -269,6 +272,7 @@ async def list_sendings(desk: DeskDep, actor: ActorDep, paging: PagingDep, unit:
 
 
 @router.post("/sendings", status_code=201)
+@asks(Action.SEND)
 async def send_bulletin(
     desk: DeskDep, actor: ActorDep, form: SendingForm, locale: LocaleDep, response: Response
 ) -> SendingDetail:
@@ -298,12 +302,14 @@ async def send_bulletin(
 
 
 @router.get("/sendings/{sending_id}")
+@asks(Action.READ)
 async def get_sending(desk: DeskDep, actor: ActorDep, sending_id: IdPath, locale: LocaleDep) -> SendingDetail:
     """One sending, unit by unit."""
     return SendingDetail.viewed(await sending.get_sending(desk, actor, sending_id), locale)
 
 
 @router.post("/sendings/{sending_id}/recall")
+@asks(Action.SEND)
 async def recall_sending(
     desk: DeskDep, actor: ActorDep, sending_id: IdPath, form: NoteForm, locale: LocaleDep
 ) -> SendingDetail:
@@ -312,6 +318,7 @@ async def recall_sending(
 
 
 @router.post("/sendings/{sending_id}/correction", status_code=201)
+@asks(Action.SEND)
 async def correct_sending(
     desk: DeskDep, actor: ActorDep, sending_id: IdPath, form: CorrectionForm, locale: LocaleDep, response: Response
 ) -> SendingDetail:
@@ -328,6 +335,7 @@ async def correct_sending(
 
 
 @router.get("/arrivals")
+@asks(Action.READ)
 async def list_arrivals(
     desk: DeskDep,
     actor: ActorDep,
@@ -342,18 +350,21 @@ async def list_arrivals(
 
 
 @router.get("/arrivals/{arrival_id}")
+@asks(Action.READ)
 async def get_arrival(desk: DeskDep, actor: ActorDep, arrival_id: IdPath, locale: LocaleDep) -> Arrival:
     """One arrival, for its unit and for the sender."""
     return Arrival.of(await sending.get_arrival(desk, actor, arrival_id), locale)
 
 
 @router.post("/arrivals/{arrival_id}/receipt")
+@asks(Action.SCHEDULE)
 async def receive_arrival(desk: DeskDep, actor: ActorDep, arrival_id: IdPath, locale: LocaleDep) -> Arrival:
     """Say that the unit has seen it."""
     return Arrival.of(await sending.receive(desk, actor, arrival_id), locale)
 
 
 @router.post("/arrivals/{arrival_id}/schedule", status_code=201)
+@asks(Action.SCHEDULE)
 async def schedule_arrival(
     desk: DeskDep, actor: ActorDep, arrival_id: IdPath, form: PlaceForm, locale: LocaleDep
 ) -> ArrivalPlaced:
@@ -371,6 +382,7 @@ async def schedule_arrival(
 
 
 @router.post("/arrivals/{arrival_id}/play", status_code=201)
+@asks(Action.PLAY_NOW)
 async def play_arrival(
     desk: DeskDep, actor: ActorDep, arrival_id: IdPath, form: PlayForm, locale: LocaleDep
 ) -> ArrivalPlaced:
@@ -382,6 +394,7 @@ async def play_arrival(
 
 
 @router.post("/arrivals/{arrival_id}/refusal")
+@asks(Action.SCHEDULE)
 async def refuse_arrival(
     desk: DeskDep, actor: ActorDep, arrival_id: IdPath, form: NoteForm, locale: LocaleDep
 ) -> Arrival:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from importlib.metadata import version
 
-from fastapi import APIRouter
 from pydantic import BaseModel
 
 from broadcast_server.api.deps import ActorDep, DeskDep
+from broadcast_server.api.gate import Router, signed_in
 from broadcast_server.control import timekeeping
 from broadcast_server.store import system as rows
 from broadcast_server.store.words import FeedState
 
-router = APIRouter(prefix="/system", tags=["system"])
+router = Router(prefix="/system", tags=["system"])
 
 
 class Leader(BaseModel):
@@ -81,6 +81,7 @@ class SystemStatus(BaseModel):
 
 
 @router.get("", operation_id="get_system")
+@signed_in
 async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
     """Version, leader, broker, feeds, jobs and counts."""
     now = desk.clock.now()

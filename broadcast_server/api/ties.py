@@ -5,21 +5,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep
 from broadcast_server.api.fields import Form, IdPath, IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.catalogue import Locale, sentence
 from broadcast_server.control import ties
+from broadcast_server.control.access import Action
 from broadcast_server.control.outlook import local_text
 from broadcast_server.control.ties import OrderTie
 from broadcast_server.store.tables import TieRow
 from broadcast_server.store.words import TieState
 
-router = APIRouter(tags=["ties"], route_class=IdempotentRoute)
+router = Router(tags=["ties"], route_class=IdempotentRoute)
 
 EntryId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}@\d{1,15}$")]
 
@@ -71,6 +73,7 @@ class Tie(Shown):
 
 
 @router.get("/ties")
+@asks(Action.READ)
 async def list_ties(
     desk: DeskDep,
     actor: ActorDep,
@@ -85,12 +88,14 @@ async def list_ties(
 
 
 @router.get("/ties/{tie_id}")
+@asks(Action.READ)
 async def get_tie(desk: DeskDep, actor: ActorDep, tie_id: IdPath, locale: LocaleDep) -> Tie:
     """One collision."""
     return Tie.of(await ties.get_tie(desk, actor, tie_id), locale)
 
 
 @router.post("/ties/{tie_id}/order")
+@asks(Action.SCHEDULE_PRIORITY)
 async def order_tie(desk: DeskDep, actor: ActorDep, tie_id: IdPath, form: OrderForm, locale: LocaleDep) -> Tie:
     """Say which sounds first; until the deadline it can be said again."""
     return Tie.of(await ties.order_tie(desk, actor, OrderTie(tie_id, form.entry_ids)), locale)

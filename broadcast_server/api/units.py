@@ -5,19 +5,21 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Day, Form, Id, IdPath, IdQuery, Name, SearchQuery, Shown
+from broadcast_server.api.gate import Router, asks, signed_in
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import places
+from broadcast_server.control.access import Action
 from broadcast_server.control.places import MoveUnit, NewUnit, PolicyView, UnitQuery, UnitView
 from broadcast_server.store.tables import UnitKindRow
 from speaker_protocol.rules import BulletinClass
 
-router = APIRouter(tags=["units"], route_class=IdempotentRoute)
+router = Router(tags=["units"], route_class=IdempotentRoute)
 
 OnQuery = Annotated[Day | None, Query(description="as the tree lay on this local date; today if left out")]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -82,6 +84,7 @@ class ImportResult(Shown):
 
 
 @router.get("/units")
+@signed_in
 async def list_units(
     desk: DeskDep,
     _actor: ActorDep,
@@ -98,6 +101,7 @@ async def list_units(
 
 
 @router.post("/units", status_code=201)
+@asks(Action.PLACE_EDIT)
 async def create_unit(desk: DeskDep, actor: ActorDep, form: UnitForm, response: Response) -> Unit:
     """Make a place."""
     request = NewUnit(form.kind, form.name, form.parent_id, form.id, form.valid_from)
@@ -108,6 +112,7 @@ async def create_unit(desk: DeskDep, actor: ActorDep, form: UnitForm, response: 
 
 
 @router.post("/units/import")
+@asks(Action.PLACE_EDIT)
 async def import_units(desk: DeskDep, actor: ActorDep) -> ImportResult:
     """Add the 34 provinces and 3 321 communes in force since 1 July 2025; what is there is left alone."""
     told = await places.import_vietnam(desk, actor)
@@ -117,6 +122,7 @@ async def import_units(desk: DeskDep, actor: ActorDep) -> ImportResult:
 
 
 @router.get("/units/{unit_id}")
+@signed_in
 async def get_unit(desk: DeskDep, _actor: ActorDep, unit_id: IdPath, response: Response, on: OnQuery = None) -> Unit:
     """One place."""
     found = await places.get_unit(desk, unit_id, on=on)
@@ -125,6 +131,7 @@ async def get_unit(desk: DeskDep, _actor: ActorDep, unit_id: IdPath, response: R
 
 
 @router.patch("/units/{unit_id}")
+@asks(Action.PLACE_EDIT)
 async def rename_unit(
     desk: DeskDep, actor: ActorDep, unit_id: IdPath, form: RenameForm, version: IfMatchDep, response: Response
 ) -> Unit:
@@ -135,6 +142,7 @@ async def rename_unit(
 
 
 @router.post("/units/{unit_id}/moves")
+@asks(Action.PLACE_EDIT)
 async def move_unit(
     desk: DeskDep, actor: ActorDep, unit_id: IdPath, form: MoveForm, version: IfMatchDep, response: Response
 ) -> Unit:
@@ -174,12 +182,14 @@ class Closed(Shown):
 
 
 @router.get("/unit-kinds")
+@signed_in
 async def list_unit_kinds(desk: DeskDep, _actor: ActorDep) -> list[UnitKind]:
     """Every kind of place, closed ones too."""
     return [UnitKind.of(row) for row in await places.list_kinds(desk)]
 
 
 @router.post("/unit-kinds/{code}/closing")
+@asks(Action.PLACE_EDIT)
 async def close_unit_kind(desk: DeskDep, actor: ActorDep, code: IdPath, form: CloseForm) -> Closed:
     """Close a kind: what lay in its units moves one up, their feeds expire. Only the machine's operator may."""
     return Closed(expired_feed_ids=await places.close_kind(desk, actor, code, form.on))
@@ -235,6 +245,7 @@ class Policy(Shown):
 
 
 @router.get("/units/{unit_id}/policy")
+@asks(Action.READ)
 async def get_policy(desk: DeskDep, actor: ActorDep, unit_id: IdPath, response: Response) -> Policy:
     """The policy in force at a place, its own or inherited."""
     found = await places.get_policy(desk, actor, unit_id)
@@ -243,6 +254,7 @@ async def get_policy(desk: DeskDep, actor: ActorDep, unit_id: IdPath, response: 
 
 
 @router.put("/units/{unit_id}/policy")
+@asks(Action.POLICY_EDIT)
 async def put_policy(
     desk: DeskDep, actor: ActorDep, unit_id: IdPath, form: PolicyForm, version: IfMatchDep, response: Response
 ) -> Policy:
@@ -254,6 +266,7 @@ async def put_policy(
 
 
 @router.delete("/units/{unit_id}/policy")
+@asks(Action.POLICY_EDIT)
 async def drop_policy(
     desk: DeskDep, actor: ActorDep, unit_id: IdPath, version: IfMatchDep, response: Response
 ) -> Policy:

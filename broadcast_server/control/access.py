@@ -10,6 +10,9 @@ Source: `docs/glossary.md` (roles); Nghị định 49/2024 (the commune runs its
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -148,11 +151,32 @@ SERVER: Final = Actor("server", "server", everywhere=True)
 """The program itself, where it does what a rule or a deadline says; audit rows name it."""
 
 
+_ASKED: Final[ContextVar[list[Action] | None]] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[list[Action]]:
+    """The actions asked for in this context, in order: proof that a route asks what it declares."""
+    asked: list[Action] = []
+    token = _ASKED.set(asked)
+    try:
+        yield asked
+    finally:
+        _ASKED.reset(token)
+
+
+def _note(action: Action) -> None:
+    asked = _ASKED.get()
+    if asked is not None:
+        asked.append(action)
+
+
 def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> None:
     """Return if `actor` may do `action` at the unit at this instant.
 
     Raises `NotFound("unknown_unit")` for an unknown unit and `Refused("not_permitted")` otherwise.
     """
+    _note(action)
     path = places.path_of(session, unit_id, places.local_date(at))
     if actor.everywhere:
         return
@@ -173,6 +197,7 @@ def may(session: Session, actor: Actor, action: Action, unit_id: str, *, at: dat
 
 def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> frozenset[str] | None:
     """Units at whose subtrees the actor may do `action`: the roots for `places.subtree_query`. None: everywhere."""
+    _note(action)
     if actor.everywhere:
         return None
     return frozenset(unit_id for role, unit_id in people.grants_at(session, actor.user_id, at) if action in MAY[role])

@@ -7,8 +7,11 @@ from contextlib import asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broadcast_server.api.gate import Door, Entry
 from broadcast_server.api.router import create_api
+from broadcast_server.control import access
 from broadcast_server.control.desk import Desk
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
@@ -21,13 +24,42 @@ ORIGIN = "http://127.0.0.1"
 async def a_client(
     desk: Desk, *, token: str | None = None, app: FastAPI | None = None, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of `create_api(desk)` (or of `app`), with a bearer token if one is given."""
-    transport = httpx.ASGITransport(app=app or create_api(desk), raise_app_exceptions=False)
+    """A client of `create_api(desk)` (or of `app`), with a bearer token if one is given.
+
+    Every route that says yes is watched: it must have asked for what it declares (`api.gate`).
+    """
+    unasked: list[str] = []
+    transport = httpx.ASGITransport(app=watched(app or create_api(desk), unasked), raise_app_exceptions=False)
     sent = dict(headers or {})
     if token is not None:
         sent["Authorization"] = f"Bearer {token}"
     async with httpx.AsyncClient(transport=transport, base_url=ORIGIN, headers=sent) as client:
         yield client
+    assert not unasked, unasked
+
+
+def watched(app: ASGIApp, unasked: list[str]) -> ASGIApp:
+    """`app`, entering into `unasked` each route that said yes without asking for an action it declares."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        is_yes = False
+
+        async def seen(message: Message) -> None:
+            nonlocal is_yes
+            if message["type"] == "http.response.start":
+                replayed = any(name == b"idempotency-replayed" for name, _ in message["headers"])
+                is_yes = message["status"] < 400 and not replayed
+            await send(message)
+
+        with access.watching() as asked:
+            await app(scope, receive, seen)
+        endpoint = scope.get("endpoint")
+        door = getattr(endpoint, "__door__", None)
+        is_asking = isinstance(door, Door) and door.entry is Entry.ACTION and not door.or_own
+        if is_yes and is_asking and not door.actions & set(asked):
+            unasked.append(f"{scope['method']} {scope['path']} asked {asked}, declares {sorted(door.actions)}")
+
+    return call
 
 
 async def a_token(desk: Desk, login: str = "lan", *, secret: str | None = None) -> str:
