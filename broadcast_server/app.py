@@ -31,12 +31,13 @@ from broadcast_server.control import sending, ties, timekeeping
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
-from broadcast_server.domain.clock import Clock
+from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.domain.errors import Unavailable
 from broadcast_server.domain.places import PlaceTree
 from broadcast_server.fetch import Fetcher
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.broker import (
+    CANARIES,
     SALT_BYTES,
     Address,
     AmqttBroker,
@@ -64,6 +65,7 @@ from broadcast_server.relay.ingest import Ingest
 from broadcast_server.relay.monitor import EngineMonitor
 from broadcast_server.relay.voice import VoiceRoom
 from broadcast_server.settings import Role, Settings
+from broadcast_server.signer.certificates import DeviceCertifier, LocalAuthority
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import facts, places
 from broadcast_server.store.backup import back_up
@@ -118,7 +120,9 @@ async def office(settings: Settings) -> AsyncIterator[Desk]:
         stack.push_async_callback(store.close)
         work = ThreadExecutor(2, name="work")
         stack.callback(work.close)
-        yield Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
+        certifier = DeviceCertifier(_authority(settings, clock, chance), work)
+        audio = await _audio_room(settings)
+        yield Desk(store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier)
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +151,9 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         watch = _clock_watch(clock, chance.new_id(), store)
         await watch.look()  # nothing is said before the clock was held against what the store remembers
         supervisor.keep("playout.clock_watch", watch.run, FOREVER)
-        desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=await _audio_room(settings))
+        certifier = DeviceCertifier(_authority(settings, clock, chance), work)
+        audio = await _audio_room(settings)
+        desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier)
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
             await _engine_room(server, stack, supervisor, desk, watch)
         if Role.API in mine:
@@ -247,6 +253,12 @@ async def take_reports(desk: Desk, settings: Settings, file: Path) -> bundles.Re
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------
+
+
+def _authority(settings: Settings, clock: Clock, chance: Chance) -> LocalAuthority:
+    return LocalAuthority(
+        settings.data_dir / "authority", clock=clock, chance=chance, reserved={settings.broker.user, *CANARIES}
+    )
 
 
 async def _audio_room(settings: Settings) -> AudioRoom:

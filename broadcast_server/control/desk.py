@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
@@ -26,6 +27,21 @@ class AudioRoom:
     """Uploads lie here until they are judged; emptied at start."""
 
 
+class Certifier(Protocol):
+    """Who gives nodes their certificates (`signer.certificates`, joined by the composition root)."""
+
+    async def issue_device(self, csr_pem: bytes, node_id: str) -> bytes:
+        """The PEM chain for a node's request; the name in it is `node_id`, whatever the request says.
+
+        Raises `Invalid("csr_invalid")`.
+        """
+        ...
+
+    def authority_pem(self) -> bytes:
+        """What a node trusts: the authority, its backup."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
     """One per process; verbs take it first, the `Actor` second, the request third."""
@@ -35,3 +51,5 @@ class Desk:
     chance: Chance
     executor: Executor
     audio: AudioRoom
+    certifier: Certifier | None = None
+    """None where nodes get no certificates: a broker without TLS of ours."""

@@ -44,6 +44,8 @@ SALT_BYTES = 12
 MESSAGE_LIMIT_BYTES = 300_000  # the bus sends at most 272 KiB
 TRIAL_NODES = 50
 _CANARY = "canary"
+CANARIES = (_CANARY, "canary-2")
+"""Users that watch over the broker, as a node's would be; no node has such a name."""
 _START_TIMEOUT_S = 5.0
 _RELOAD_TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.02
