@@ -33,6 +33,8 @@ MISC_EVERY_S: Final = 5.0
 CONNECT_WITHIN_S: Final = 10.0
 FIRST_WAIT_S: Final = 0.3
 LONGEST_WAIT_S: Final = 4.0
+MAX_PACKET_BYTES: Final = 512 * 1024
+"""No packet of ours comes near it; paho would take 256 MiB from whoever says so."""
 MAX_UNSENT: Final = 200
 """Packets paho may hold before QoS 0 is dropped and counted."""
 
@@ -78,9 +80,19 @@ OnMessage = Callable[[str, bytes], None]
 
 
 class _HandedSocketClient(mqtt.Client):
-    """paho on a socket that is connected already."""
+    """paho on a socket that is connected already, and in front of a broker that may send anything."""
 
     ready: socket.socket | None = None
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > MAX_PACKET_BYTES:
+            raise ConnectionAbortedError("the broker sends a packet larger than any of ours")
+        return super()._sock_recv(bufsize)
+
+    def _send_pubrec(self, mid: int) -> MQTTErrorCode:
+        """Nothing is asked for at QoS 2, and paho would keep such messages for ever."""
+        del mid
+        return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
     def _create_socket_connection(self) -> socket.socket:
         ready, self.ready = self.ready, None
@@ -290,7 +302,11 @@ class MqttLink:
         self._down.set()
 
     def _arrived(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self._on_message(message.topic, bytes(message.payload))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # MQTT 3.1.1 §1.5.3: not UTF-8, so not for us
+            return
+        self._on_message(topic, bytes(message.payload))
 
     def _socket_open(self, _client: mqtt.Client, _data: Any, sock: Any) -> None:
         self._loop.add_reader(sock, self._readable, sock)

@@ -26,10 +26,16 @@ MANIFEST: Final = "manifest.json"
 MAX_MESSAGES: Final = 200_000
 MAX_MESSAGE_BYTES: Final = 512 * 1024
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+MANIFEST_BYTES_PER_MEMBER: Final = 1_024
+"""A manifest is as long as what it names: one that is all brackets would fill the memory of whoever reads it."""
 MAX_ASSET_BYTES: Final = 512 * 1024 * 1024
 
 Message = tuple[str, bytes]
 """Topic and payload."""
+
+
+_BROKEN: Final = (tarfile.TarError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a file that is none raises: the library's own, and what JSON and numbers are not."""
 
 
 class CarriedKind(StrEnum):
@@ -102,20 +108,33 @@ class Carried:
         """Raises `NotCarried`, `OSError`."""
         try:
             self._tar = tarfile.open(path, mode="r:")  # noqa: SIM115  closed by `close`
-        except tarfile.TarError as error:
+        except _BROKEN as error:
             raise NotCarried(f"no tar file: {error}") from None
         try:
-            self._members = {member.name: member for member in self._tar if member.isreg()}
+            self._members = self._regular()
             self.facts, self._named = self._read_manifest()
-        except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _BROKEN as error:
             self._tar.close()
             raise error if isinstance(error, NotCarried) else NotCarried(f"{MANIFEST}: {error!r}") from None
         if self.facts.kind is not kind:
             self._tar.close()
             raise NotCarried(f"a file of kind {self.facts.kind}, not {kind}")
 
+    def _regular(self) -> dict[str, tarfile.TarInfo]:
+        """The regular members. A sparse one is larger than the file; one that lies before the last one has no end."""
+        found = {}
+        last = -1
+        while (member := self._tar.next()) is not None:
+            if member.offset_data <= last:
+                raise NotCarried("its members turn back")
+            last = member.offset_data
+            if member.isreg() and not member.issparse() and member.size >= 0:
+                found[member.name] = member
+        return found
+
     def _read_manifest(self) -> tuple[Facts, list[dict[str, Any]]]:
-        told = json.loads(self._content(MANIFEST, MAX_MANIFEST_BYTES))
+        limit = min(MAX_MANIFEST_BYTES, MANIFEST_BYTES_PER_MEMBER * (len(self._members) + 64))
+        told = json.loads(self._content(MANIFEST, limit))
         if told["format"] != FORMAT:
             raise NotCarried(f"format {told['format']!r} is not known")
         named = list(told["messages"])
@@ -131,7 +150,10 @@ class Carried:
             raise NotCarried(f"{name} is missing")
         if member.size > limit:
             raise NotCarried(f"{name} is too large")
-        raw = content.read(member.size)
+        try:
+            raw = content.read(member.size)
+        except tarfile.TarError:
+            raise NotCarried(f"{name} is cut off") from None
         if len(raw) != member.size:
             raise NotCarried(f"{name} is cut off")
         return raw

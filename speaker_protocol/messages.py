@@ -3,15 +3,20 @@
 Bodies are compact JSON: unknown fields are ignored, unknown kinds are answered with a counted refusal. Instants are
 integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be believed travels
 inside a `signing` envelope; a node's status and time question are trusted no further than the broker's access list.
+
+A signature says who speaks, not that he is sane: every number has a range in which the reader can calculate, every
+id that becomes a topic has a topic's letters, and a body with one key twice is no body, because two readers would read
+two bodies.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import zlib
 from enum import StrEnum
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -22,16 +27,31 @@ from speaker_protocol.signing import EnvelopeRefused, Kind, KnownKey, Refusal
 MAX_PLAN_BODY_BYTES: Final = 4 * 1024 * 1024
 """What an unpacked plan body may hold; a larger one is refused before it is unpacked."""
 MAX_SEGMENTS: Final = 5_000
+MAX_ALERTS: Final = 255
+MAX_KEY_STATEMENTS: Final = 128
+"""Each costs a verification; more than a unit will ever have."""
+_MAX_BRACKETS: Final = 4 * MAX_SEGMENTS
+_MAX_COMMAS: Final = 50 * MAX_SEGMENTS
+"""What the largest plan holds, and to spare: beyond it JSON is not looked at, it only costs time."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, Field(min_length=1, max_length=64)]
+TopicId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._~-]{1,64}$")]
+"""An id that becomes a level of a topic."""
 Ms = Annotated[int, Field(ge=0, lt=1 << 53)]
+AnyNs = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+"""A reading of a device's own clock, which may show anything."""
+UtcNs = Annotated[int, Field(ge=10**18, lt=1 << 62)]
+"""The server's time: from 2001 to 2116."""
+Db = Annotated[float, Field(ge=-120, le=60)]
+LevelNumber = Annotated[int, Field(ge=0, le=1_000)]
+"""Place on the ladder (`rules.Level`)."""
 
 
 class Body(BaseModel):
-    """Root of all bodies: frozen, unknown fields ignored, None never sent."""
+    """Root of all bodies: frozen, unknown fields ignored, None never sent, every number a number."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     def encode(self) -> bytes:
         """Compact JSON, UTF-8."""
@@ -42,11 +62,32 @@ B = TypeVar("B", bound=Body)
 
 
 def decode(model: type[B], raw: bytes) -> B:
-    """The body, or `EnvelopeRefused(BODY)`."""
+    """The body of an envelope, or `EnvelopeRefused(BODY)`; one key twice is refused too."""
+    _only_once(raw)
+    return decode_unsigned(model, raw)
+
+
+def decode_unsigned(model: type[B], raw: bytes) -> B:
+    """The same for what nobody signs, thousands of times a minute: of a key that comes twice the last one counts."""
     try:
         return model.model_validate_json(raw)
     except ValidationError:
         raise EnvelopeRefused(Refusal.BODY) from None
+
+
+def _only_once(raw: bytes) -> None:
+    """Raises `EnvelopeRefused(BODY)` where JSON says a key twice, or is larger than anything that is meant."""
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
+        raise EnvelopeRefused(Refusal.BODY)
+    try:
+        json.loads(raw, object_pairs_hook=_object)
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of thousands of digits, a hole without end
+        raise EnvelopeRefused(Refusal.BODY) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError
 
 
 # -- plan ---------------------------------------------------------------------------------------------------------
@@ -62,12 +103,11 @@ class PlanSegment(Body):
     offset_ms: Ms = 0
     """Position in the asset that sounds at `start_ms`."""
     klass: BulletinClass
-    level: int
-    """Place on the ladder (`rules.Level`)."""
+    level: LevelNumber
     source: SourceKind
     asset: Sha256 | None = None
-    stream: Id | None = None
-    gain_db: float = 0.0
+    stream: TopicId | None = None
+    gain_db: Db = 0.0
     approval: str | None = None
     """Content hash that was approved for this sound."""
     late_at_most_ms: Annotated[int, Field(ge=0)] | None = None
@@ -88,7 +128,7 @@ class PlanBody(Body):
     """What all nodes of one target set share. Segments are ordered and disjoint."""
 
     segments: Annotated[tuple[PlanSegment, ...], Field(max_length=MAX_SEGMENTS)] = ()
-    assets: tuple[PlanAsset, ...] = ()
+    assets: Annotated[tuple[PlanAsset, ...], Field(max_length=MAX_SEGMENTS)] = ()
 
 
 class PlanHead(Body):
@@ -153,28 +193,28 @@ class VolumeStep(Body):
     """From this local minute of the day on, this gain, until the next step."""
 
     from_minute: Annotated[int, Field(ge=0, lt=1440)]
-    gain_db: float
+    gain_db: Db
 
 
 class NodeConfigBody(Body):
     """How a node behaves; the node enforces the policy limits by itself."""
 
-    path: tuple[Id, ...]
+    path: Annotated[tuple[TopicId, ...], Field(max_length=32)]
     """The node's own unit and its ancestors, nearest first; the topics it must listen to."""
     cluster: Id
     groups: tuple[Id, ...] = ()
-    utc_offset_min: int = 420
+    utc_offset_min: Annotated[int, Field(ge=-1440, le=1440)] = 420
     quiet_from_min: Annotated[int, Field(ge=0, lt=1440)] = 22 * 60
     quiet_to_min: Annotated[int, Field(ge=0, lt=1440)] = 5 * 60
     """Local minutes of `[from, to)`, crossing midnight is normal; equal values mean no quiet hours."""
     max_class: BulletinClass = BulletinClass.EMERGENCY
-    max_gain_db: float = 0.0
+    max_gain_db: Db = 0.0
     max_day_min: Annotated[int, Field(ge=0, le=1440)] | None = None
     max_session_min: Annotated[int, Field(ge=0, le=1440)] | None = None
     """Minutes of sound, emergencies apart, in one local day and in one session; None: no limit."""
-    alert_gain_db: float | None = None
+    alert_gain_db: Db | None = None
     """Gain of an emergency, whatever the volume curve says; None: 0 dB."""
-    volume: tuple[VolumeStep, ...] = ()
+    volume: Annotated[tuple[VolumeStep, ...], Field(max_length=1440)] = ()
     delay_trim_ms: Annotated[int, Field(ge=-2_000, le=2_000)] = 0
     assets_url: str
     """An asset is at `{assets_url}/{sha256}`."""
@@ -208,7 +248,7 @@ class AlertBody(Body):
     """
 
     alert_id: Id
-    level: int
+    level: LevelNumber
     klass: BulletinClass = BulletinClass.EMERGENCY
     issued_ms: Ms
     expires_ms: Ms
@@ -238,7 +278,7 @@ class StopAllLatch(Body):
 class AlertSetBody(Body):
     """All that is in force for a unit: state, not an event. An empty set is sent as an empty set."""
 
-    alerts: tuple[AlertBody, ...] = ()
+    alerts: Annotated[tuple[AlertBody, ...], Field(max_length=MAX_ALERTS)] = ()
     stop_all: StopAllLatch | None = None
 
 
@@ -284,6 +324,7 @@ _SHORT: Final = struct.Struct(">H")
 
 def decode_key_statement(raw: bytes) -> DelegationBody | RevocationBody:
     """Body of one KEYS envelope. Raises `EnvelopeRefused(BODY)`."""
+    _only_once(raw)
     try:
         return _KEY_STATEMENT.validate_json(raw)
     except ValidationError:
@@ -297,10 +338,10 @@ def join_keys(envelopes: tuple[bytes, ...]) -> bytes:
 
 def split_keys(payload: bytes) -> tuple[bytes, ...]:
     """The envelopes, nothing trusted yet. Raises `EnvelopeRefused(GARBAGE)`."""
-    envelopes = []
+    envelopes: list[bytes] = []
     at = 0
     while at < len(payload):
-        if at + _SHORT.size > len(payload):
+        if at + _SHORT.size > len(payload) or len(envelopes) == MAX_KEY_STATEMENTS:
             raise EnvelopeRefused(Refusal.GARBAGE)
         (length,) = _SHORT.unpack_from(payload, at)
         at += _SHORT.size
@@ -350,8 +391,8 @@ class ClockQuality(Body):
     """What the node believes of its own clock."""
 
     source: ClockSource
-    uncertainty_ms: Annotated[float, Field(ge=0)]
-    offset_ms: float = 0.0
+    uncertainty_ms: Annotated[float, Field(ge=0, lt=1 << 53)]
+    offset_ms: Annotated[float, Field(gt=-(1 << 53), lt=1 << 53)] = 0.0
     """Correction applied to the device's own clock."""
 
 
@@ -402,7 +443,7 @@ class StatusBody(Body):
     sounding: str | None = None
     stream: Id | None = None
     audio: AudioState | None = None
-    health: tuple[str, ...] | None = None
+    health: Annotated[tuple[str, ...], Field(max_length=100)] | None = None
     """Codes of what is wrong with the node now; empty: nothing."""
     alerts: Annotated[tuple[AlertProgress, ...], Field(max_length=32)] | None = None
     """How far it is with each alert in force that it obeys."""
@@ -411,7 +452,7 @@ class StatusBody(Body):
     """The coming recorded items, the soonest first; told when they change and every few minutes, None: as before."""
     ready: Annotated[int, Field(ge=0)] = 0
     missing: Annotated[tuple[Sha256, ...], Field(max_length=200)] = ()
-    refusals: dict[str, int] = {}
+    refusals: Annotated[dict[str, int], Field(max_length=100)] = {}
     """How often it did not obey, by reason."""
     firmware: str = ""
     free_bytes: Annotated[int, Field(ge=0)] = 0
@@ -432,7 +473,7 @@ class ReportBody(Body):
     boot_id: Id
     sequence: Annotated[int, Field(ge=1)]
     kind: ReportKind
-    entry_id: str
+    entry_id: Annotated[str, Field(max_length=200)]
     segment_start_ms: Ms
     at_ms: Ms
     """By the node's disciplined clock: when sound began (started) or ended (finished)."""
@@ -466,7 +507,7 @@ class TimeQuestionBody(Body):
     """What time is it?"""
 
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    sent_ns: int
+    sent_ns: AnyNs
     """The node's own clock; comes back untouched."""
 
 
@@ -475,9 +516,9 @@ class TimeAnswerBody(Body):
 
     kind: Literal["time"] = "time"
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    asked_ns: int
-    received_ns: int
-    sent_ns: int
+    asked_ns: AnyNs
+    received_ns: UtcNs
+    sent_ns: UtcNs
 
 
 AckBody = Annotated[ReportAckBody | TimeAnswerBody, Field(discriminator="kind")]
@@ -486,6 +527,7 @@ _ACK: Final[TypeAdapter[ReportAckBody | TimeAnswerBody]] = TypeAdapter(AckBody)
 
 def decode_ack(raw: bytes) -> ReportAckBody | TimeAnswerBody:
     """Body of an ACK envelope. Raises `EnvelopeRefused(BODY)`."""
+    _only_once(raw)
     try:
         return _ACK.validate_json(raw)
     except ValidationError:

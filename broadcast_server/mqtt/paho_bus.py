@@ -38,6 +38,7 @@ WINDOW_MESSAGES = 512  # unacknowledged at once by one `publish_many`; the broke
 WINDOW_BYTES = 4 << 20
 AUDIO_BACKLOG_BYTES = 1 << 20  # about five minutes of one 24 kbit/s stream: beyond that nobody is reading
 READ_BLOCK_BYTES = 64 << 10
+MAX_PACKET_BYTES = 1 << 20  # no node may send so much; paho would take 256 MiB from whoever says so
 DRAIN_MESSAGES = 256  # messages handled per loop turn, so that 10 000 statuses do not hold it
 
 
@@ -108,10 +109,17 @@ class _Client(paho.Client):
         return len(self._block) > 0
 
     def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > MAX_PACKET_BYTES:
+            raise ConnectionAbortedError("the broker sends a packet larger than any of ours")
         if not self._block:
             self._block = memoryview(super()._sock_recv(READ_BLOCK_BYTES))
         taken, self._block = self._block[:bufsize], self._block[bufsize:]
         return bytes(taken)
+
+    def _send_pubrec(self, mid: int) -> MQTTErrorCode:
+        """Nothing is asked for at QoS 2, and paho would keep such messages for ever."""
+        del mid
+        return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
 
 class PahoBus:

@@ -444,7 +444,7 @@ def read_status(topic: str, payload: bytes, refused: Counter[str]) -> NodeWord |
     if node_id is None:
         return None
     try:
-        body = messages.decode(messages.StatusBody, payload)
+        body = messages.decode_unsigned(messages.StatusBody, payload)
     except EnvelopeRefused as refusal:
         refused[f"status_{refusal.reason}"] += 1
         return None
@@ -466,7 +466,7 @@ def read_question(topic: str, payload: bytes, refused: Counter[str]) -> tuple[st
     if node_id is None:
         return None
     try:
-        return node_id, messages.decode(messages.TimeQuestionBody, payload)
+        return node_id, messages.decode_unsigned(messages.TimeQuestionBody, payload)
     except EnvelopeRefused as refusal:
         refused[f"question_{refusal.reason}"] += 1
         return None

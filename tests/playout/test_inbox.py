@@ -326,3 +326,32 @@ async def test_a_question_that_is_none_is_counted(tmp_path: Path):
         await flush(room)
 
         assert room.server.inbox.refused == {"question_body": 1}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"nonce":"0123456789abcdef","sent_ns":1%s}' % (b"0" * 400),
+        b'{"nonce":"0123456789abcdef","sent_ns":1%s}' % (b"0" * 9_000),
+        b'{"nonce":"0123456789abcdef","sent_ns":1e400}',
+        b'{"nonce":"0123456789abcdef","sent_ns":%s}' % (b"[" * 9_000),
+    ],
+    ids=["400 digits", "9 000 digits", "no number", "a hole"],
+)
+async def test_a_question_nobody_can_calculate_with_stops_no_clock(tmp_path: Path, payload: bytes):
+    async with a_room(tmp_path) as room:
+        room.node.bus.publish_nowait(f"loa/1/node/{NODE}/time", payload)
+        await flush(room)
+
+        assert room.server.inbox.refused == {"question_body": 1}
+
+
+@pytest.mark.parametrize("clock", ['"uncertainty_ms":1,"offset_ms":1e308', '"uncertainty_ms":1e308'])
+async def test_a_status_whose_clock_is_beyond_all_numbers_is_counted(tmp_path: Path, clock: str):
+    async with a_room(tmp_path) as room:
+        told = '"link":"online","boot_id":"b","sent_ms":1790000000000,"clock":'
+        status = "{" + told + '{"source":"server",' + clock + "}}"
+        await room.node.bus.publish(f"loa/1/node/{NODE}/status", status.encode())
+        await flush(room)
+
+        assert room.server.inbox.refused == {"status_body": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 
@@ -109,3 +110,61 @@ def test_no_payload_raises_anything_but_a_refusal(raw: bytes):
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=5))
 def test_key_statements_come_apart_as_they_were_joined(envelopes: list[bytes]):
     assert split_keys(join_keys(tuple(envelopes))) == tuple(envelopes)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"valid_from_ms":1,"valid_until_ms":2,"valid_until_ms":9,"body_sha256":"%s"}' % (b"0" * 64),
+        b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s"} ' % (b"0" * 64) + b"x",
+        b'{"valid_from_ms":NaN,"valid_until_ms":2,"body_sha256":"%s"}' % (b"0" * 64),
+        b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","x":%s}' % (b"0" * 64, b"[" * 9_000 + b"]" * 9_000),
+        b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","x":[%s{}]}' % (b"0" * 64, b"{}," * 30_000),
+        b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","x":[%s1]}' % (b"0" * 64, b"1," * 300_000),
+        b'{"valid_from_ms":%s,"valid_until_ms":2,"body_sha256":"%s"}' % (b"9" * 9_000, b"0" * 64),
+        b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","x":"\xff"}' % (b"0" * 64),
+    ],
+    ids=["one key twice", "more behind it", "no number", "a hole", "brackets", "commas", "digits", "no text"],
+)
+def test_a_signed_body_is_read_in_one_way_or_not_at_all(raw: bytes):
+    assert reason_of(lambda given: decode(PlanHead, given), raw) is Refusal.BODY
+
+
+def test_one_key_twice_is_refused_in_every_part_of_a_body():
+    statement = b'{"kind":"revocation","key_id":"%s","at_ms":1,"at_ms":2}' % (b"0" * 16)
+    answer = b'{"kind":"reports","boot_id":"b","sequences":[1],"boot_id":"c"}'
+    inner = b'{"alerts":[{"alert_id":"a","alert_id":"b","level":85,"issued_ms":1,"expires_ms":2}]}'
+    assert reason_of(messages.decode_key_statement, statement) is Refusal.BODY
+    assert reason_of(messages.decode_ack, answer) is Refusal.BODY
+    assert reason_of(lambda given: decode(AlertSetBody, given), inner) is Refusal.BODY
+
+
+@pytest.mark.parametrize(
+    ("model", "facts"),
+    [
+        (messages.NodeConfigBody, {"path": ["xa/1"], "cluster": "c", "assets_url": "u"}),
+        (messages.NodeConfigBody, {"path": ["#"], "cluster": "c", "assets_url": "u"}),
+        (messages.NodeConfigBody, {"path": ["x"], "cluster": "c", "assets_url": "u", "max_gain_db": 9e9}),
+        (messages.NodeConfigBody, {"path": ["x"], "cluster": "c", "assets_url": "u", "utc_offset_min": 1 << 60}),
+        (messages.VolumeStep, {"from_minute": 0, "gain_db": 1e308}),
+        (messages.TimeQuestionBody, {"nonce": "0" * 16, "sent_ns": 10**400}),
+        (messages.ClockQuality, {"source": "server", "uncertainty_ms": 1e300}),
+        (messages.ClockQuality, {"source": "server", "uncertainty_ms": 1, "offset_ms": -1e300}),
+        (messages.TimeAnswerBody, {"nonce": "0" * 16, "asked_ns": 0, "received_ns": 0, "sent_ns": 10**18}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_number_nobody_can_calculate_with_and_an_id_no_topic_can_hold_are_no_body(model: type, facts: dict):
+    assert reason_of(lambda given: decode(model, given), json.dumps(facts).encode()) is Refusal.BODY
+
+
+def test_the_largest_plan_there_is_can_be_read():
+    packed = pack_plan_body(a_body(messages.MAX_SEGMENTS))
+    head = plan_head(packed, valid_from_ms=0, valid_until_ms=1)
+    assert len(open_plan_body(head, packed).segments) == messages.MAX_SEGMENTS
+
+
+def test_thousands_of_empty_key_statements_are_garbage_and_not_thousands_of_refusals():
+    most = messages.MAX_KEY_STATEMENTS
+    assert len(split_keys(join_keys((b"x",) * most))) == most
+    assert reason_of(split_keys, join_keys((b"",) * (most + 1))) is Refusal.GARBAGE
