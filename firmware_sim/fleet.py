@@ -292,7 +292,16 @@ def mqtt_link(
     """A session with the broker an identity names."""
     at = identity.broker
     return MqttLink(
-        Broker(at.host, at.port, identity.username, identity.password, at.ca_pem, at.tls),
+        Broker(
+            at.host,
+            at.port,
+            identity.username,
+            identity.password,
+            at.ca_pem,
+            at.tls,
+            certificate_pem=identity.certificate,
+            key_pem=None if identity.certificate is None else identity.key_pem,
+        ),
         client_id=identity.node_id,
         will=will,
         on_message=on_message,

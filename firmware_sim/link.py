@@ -14,6 +14,7 @@ import ipaddress
 import random
 import socket
 import ssl
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -48,7 +49,11 @@ class Broker:
     username: str
     password: str
     ca_pem: str | None = None
+    """What the broker's certificate must be signed by; nothing else is trusted."""
     is_tls: bool = False
+    certificate_pem: str | None = None
+    """The node's own chain; None where nodes log in by their password alone."""
+    key_pem: str | None = None
 
 
 class Link(Protocol):
@@ -351,4 +356,9 @@ def _wake(ready: asyncio.Future[None]) -> None:
 def _tls(broker: Broker) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=broker.ca_pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if broker.certificate_pem is not None and broker.key_pem is not None:
+        with tempfile.NamedTemporaryFile("w", encoding="ascii") as pair:  # mode 0600; the library reads only files
+            pair.write(broker.key_pem + broker.certificate_pem)
+            pair.flush()
+            context.load_cert_chain(pair.name)
     return context

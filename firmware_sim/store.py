@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from firmware_sim.clock import Remembered
@@ -187,6 +189,14 @@ class Identity(BaseModel):
     path: tuple[str, ...]
     assets_url: str
     asset_token: str
+    certificate: str | None = None
+    """PEM chain of the device key, for the broker's TLS; None where the broker asks for the password alone."""
+
+    @property
+    def key_pem(self) -> str:
+        """The device key as TLS libraries take it (PKCS 8)."""
+        private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(self.private_key))
+        return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
     @classmethod
     def load(cls, folder: Path) -> Identity | None:
