@@ -21,6 +21,7 @@ from typing import Final
 from broadcast_server.domain.errors import Refused
 from broadcast_server.store import people, places
 from broadcast_server.store.session import Session
+from broadcast_server.store.tables import Json
 from broadcast_server.store.words import Role
 
 
@@ -136,12 +137,24 @@ MAY_GRANT: Final[dict[Role, frozenset[Role]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScope:
+    """What a token is limited to, within what its owner may; None: no limit of that kind."""
+
+    actions: frozenset[Action] | None = None
+    units: frozenset[str] | None = None
+    """With all that lies below them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts. `everywhere`: the command line of the machine itself, which no grant limits."""
+    """Who acts, and by which sign-in or token. `everywhere`: the command line of the machine, which no grant limits."""
 
     user_id: str
     login: str
     everywhere: bool = False
+    session_id: str | None = None
+    token_id: str | None = None
+    token_scope: TokenScope | None = None
 
 
 OPERATOR: Final = Actor("operator", "operator", everywhere=True)
@@ -180,8 +193,12 @@ def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, a
     path = places.path_of(session, unit_id, places.local_date(at))
     if actor.everywhere:
         return
+    limit = actor.token_scope
+    is_within = limit is None or (
+        (limit.actions is None or action in limit.actions) and (limit.units is None or not limit.units.isdisjoint(path))
+    )
     for role, granted_at in people.grants_at(session, actor.user_id, at):
-        if granted_at in path and action in MAY[role]:
+        if is_within and granted_at in path and action in MAY[role]:
             return
     raise Refused("not_permitted", action=action.value, unit_id=unit_id)
 
@@ -200,7 +217,19 @@ def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> fr
     _note(action)
     if actor.everywhere:
         return None
-    return frozenset(unit_id for role, unit_id in people.grants_at(session, actor.user_id, at) if action in MAY[role])
+    granted = {unit_id for role, unit_id in people.grants_at(session, actor.user_id, at) if action in MAY[role]}
+    return frozenset(granted) if actor.token_scope is None else _scoped(session, actor.token_scope, granted, action, at)
+
+
+def _scoped(session: Session, limit: TokenScope, granted: set[str], action: Action, at: datetime) -> frozenset[str]:
+    """The roots of what lies both below a granted unit and within the token's limit."""
+    if limit.actions is not None and action not in limit.actions:
+        return frozenset()
+    if limit.units is None:
+        return frozenset(granted)
+    paths = places.paths_of(session, granted | limit.units, places.local_date(at))
+    below = {unit for unit in granted if not limit.units.isdisjoint(paths[unit])}
+    return frozenset(below | {unit for unit in limit.units if not granted.isdisjoint(paths[unit])})
 
 
 def roots(
@@ -218,5 +247,16 @@ def actor_of_token(session: Session, secret: str, now: datetime) -> Actor:
     found = people.user_of_token(session, secret, now)
     if found is None:
         raise Refused("token_unknown")
-    user, _ = found
-    return Actor(user.id, user.login)
+    user, token = found
+    return Actor(user.id, user.login, token_id=token.id, token_scope=_scope_of(token.scope))
+
+
+def _scope_of(kept: Json | None) -> TokenScope | None:
+    """A word of the row that names no action any more permits nothing."""
+    if kept is None:
+        return None
+    actions, units = kept.get("actions"), kept.get("units")
+    return TokenScope(
+        None if actions is None else frozenset(action for action in Action if action.value in actions),
+        None if units is None else frozenset(units),
+    )

@@ -4,13 +4,14 @@ root.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.speech import Speaker
+from broadcast_server.control.hashing import HashRoom
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.store.session import Store
 from broadcast_server.supervise import Executor
@@ -53,3 +54,5 @@ class Desk:
     audio: AudioRoom
     certifier: Certifier | None = None
     """None where nodes get no certificates: a broker without TLS of ours."""
+    hashing: HashRoom = field(default_factory=HashRoom)
+    """Where passwords are hashed, everybody in turn."""

@@ -7,18 +7,20 @@ each role the owner holds, makes one; (3) a token's secret leaves this module on
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from broadcast_server.control import access
+from broadcast_server.control import access, hashing
 from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.accounts import require_whole
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.fleet import new_secret
 from broadcast_server.control.places import clean_text
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
-from broadcast_server.store import audit, people, places
+from broadcast_server.store import accounts, audit, people, places, sessions
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import GrantRow, TokenRow, UserRow
@@ -112,7 +114,7 @@ async def end_grant(desk: Desk, actor: Actor, user_id: str, grant_id: str) -> Gr
 
 
 async def disable_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
-    """Lock a person out at once; tokens stop working. Twice is once."""
+    """Lock a person out at once; sign-ins and tokens end. Twice is once."""
     now = desk.clock.now()
 
     def work(session: Session) -> UserView:
@@ -120,10 +122,58 @@ async def disable_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
         _may_manage(session, actor, row, now)
         if row.disabled_at is None:
             row.disabled_at = now
+            sessions.end_all(session, row.id, now)
             _audit(session, actor, "user.disable", None, user_id, now, {})
         return _view(session, row)
 
     return await desk.store.begin(work)
+
+
+async def reset_password(desk: Desk, actor: Actor, user_id: str) -> str:
+    """A first password for somebody, told once: its owner must change it within seven days, before anything else.
+
+    All sign-ins of the person end. Raises `Refused`: `self_reset` for one's own account, and as `disable_user`.
+    """
+    first = first_password(desk)
+    async with desk.hashing.turn(actor.user_id, is_known=True):
+        hashed = await desk.executor.run(hashing.hash_of, first, desk.chance)
+
+    def work(session: Session) -> str:
+        now = desk.clock.now()
+        row = _user_to_reset(session, actor, user_id, now)
+        credential = accounts.credential_of(session, row.id)
+        credential.password_hash, credential.password_set_at, credential.must_change = hashed, now, True
+        ended = sessions.end_all(session, row.id, now)
+        _audit(session, actor, "password.reset", None, row.id, now, {"sign_ins_ended": ended})
+        return first
+
+    return await desk.store.begin(work)
+
+
+async def reset_totp(desk: Desk, actor: Actor, user_id: str) -> UserView:
+    """Take somebody's one-time codes and recovery codes away (the phone is lost); sign-ins end. Twice is once.
+
+    The person sets up new ones at the next log-in. Raises as `reset_password`.
+    """
+
+    def work(session: Session) -> UserView:
+        now = desk.clock.now()
+        row = _user_to_reset(session, actor, user_id, now)
+        credential = accounts.credential_of(session, row.id)
+        if credential.totp_secret is not None or credential.totp_pending is not None:
+            credential.totp_secret = credential.totp_pending = None
+            accounts.put_recovery_codes(session, row.id, ())
+            ended = sessions.end_all(session, row.id, now)
+            _audit(session, actor, "totp.reset", None, row.id, now, {"sign_ins_ended": ended})
+        return _view(session, row)
+
+    return await desk.store.begin(work)
+
+
+def first_password(desk: Desk) -> str:
+    """80 random bits in groups that are easily read out."""
+    letters = base64.b32encode(desk.chance.token_bytes(10)).decode().lower()
+    return "-".join(letters[at : at + 4] for at in range(0, len(letters), 4))
 
 
 async def get_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
@@ -272,6 +322,17 @@ def _may_manage(session: Session, actor: Actor, user: UserRow, now: datetime) ->
     for one in held:
         access.authorize(session, actor, Action.PEOPLE_EDIT, one.unit_id, at=now)
         _may_give(session, actor, one.role, one.unit_id, now)
+
+
+def _user_to_reset(session: Session, actor: Actor, user_id: str, now: datetime) -> UserRow:
+    require_whole(actor)
+    row = _user(session, user_id)
+    if row.id == actor.user_id:
+        raise Refused("self_reset", fix="change_own_password")
+    _may_manage(session, actor, row, now)
+    if row.disabled_at is not None:
+        raise Conflict("user_disabled", login=row.login)
+    return row
 
 
 def _shares_a_place(session: Session, actor: Actor, user: UserRow, now: datetime) -> None:

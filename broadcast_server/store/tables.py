@@ -911,7 +911,7 @@ class JobRow(Base):
 
 
 class UserRow(Base):
-    """A person; the password's hash comes with the console."""
+    """A person; how one proves to be them is `store.tables_identity`."""
 
     __tablename__ = "users"
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -941,6 +941,8 @@ class TokenRow(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     name: Mapped[str]
+    scope: Mapped[Json | None]
+    """`actions` and `units` it is limited to, each a list or absent; null: all that its owner may."""
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]

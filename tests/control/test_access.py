@@ -130,7 +130,7 @@ async def test_a_token_is_its_owner_until_it_ends_is_revoked_or_its_owner_locked
         lan = await somebody(desk, Role.BROADCASTER, YEN_THANH)
         forever = await people.create_token(desk, lan, lan.user_id, "phone")
         short = await people.create_token(desk, lan, lan.user_id, "trial", valid_for=timedelta(hours=1))
-        assert await actor_of(desk, forever.secret) == Actor(lan.user_id, lan.login)
+        assert await actor_of(desk, forever.secret) == Actor(lan.user_id, lan.login, token_id=forever.token.id)
         assert isinstance(desk.clock, FakeClock)
         await desk.clock.advance(3_600)
         with pytest.raises(Refused, match="token_unknown"):
