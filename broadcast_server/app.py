@@ -27,7 +27,7 @@ from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.prepare import decode_pcm
 from broadcast_server.audio.speech import EspeakSpeaker
-from broadcast_server.control import sending, ties, timekeeping
+from broadcast_server.control import auditing, sending, ties, timekeeping
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
@@ -51,6 +51,9 @@ from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub
 from broadcast_server.mqtt.paho_bus import PahoBus
 from broadcast_server.playout import bundles, wire
 from broadcast_server.playout.alarms import Alarms, Job
+from broadcast_server.playout.anchoring import EVERY as ANCHOR_EVERY
+from broadcast_server.playout.anchoring import NAME as ANCHORS_NAME
+from broadcast_server.playout.anchoring import Anchoring
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor
 from broadcast_server.playout.configs import StationFacts
@@ -69,6 +72,8 @@ from broadcast_server.signer.certificates import DeviceCertifier, LocalAuthority
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import facts, places
 from broadcast_server.store.backup import back_up
+from broadcast_server.store.journal import NAME as JOURNAL_NAME
+from broadcast_server.store.journal import Journal
 from broadcast_server.store.migrations import migrate
 from broadcast_server.store.session import Session, Store
 from broadcast_server.supervise import (
@@ -122,7 +127,10 @@ async def office(settings: Settings) -> AsyncIterator[Desk]:
         stack.callback(work.close)
         certifier = DeviceCertifier(_authority(settings, clock, chance), work)
         audio = await _audio_room(settings)
-        yield Desk(store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier)
+        journal = Journal(settings.data_dir / JOURNAL_NAME)
+        yield Desk(
+            store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier, journal=journal
+        )
 
 
 @contextlib.asynccontextmanager
@@ -153,7 +161,10 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         supervisor.keep("playout.clock_watch", watch.run, FOREVER)
         certifier = DeviceCertifier(_authority(settings, clock, chance), work)
         audio = await _audio_room(settings)
-        desk = Desk(store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier)
+        journal = Journal(settings.data_dir / JOURNAL_NAME)
+        desk = Desk(
+            store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier, journal=journal
+        )
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
             await _engine_room(server, stack, supervisor, desk, watch)
         if Role.API in mine:
@@ -362,6 +373,9 @@ async def _engine_room(
         judge.heard(what)
         deliveries.heard(what)
 
+    own_file = settings.data_dir / ANCHORS_NAME
+    witnesses = tuple(file for file in (own_file, settings.audit.anchor_file) if file is not None)
+    anchoring = Anchoring(store=store, clock=clock, executor=desk.executor, files=witnesses)
     inbox = Inbox(
         bus=bus,
         store=store,
@@ -371,6 +385,7 @@ async def _engine_room(
         epoch=lambda: conductor.epoch,
         on_heard=heard,
         watch=watch,
+        anchoring=anchoring,
     )
     housekeeping = Housekeeping(
         store=store,
@@ -385,6 +400,8 @@ async def _engine_room(
     attending = (
         Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=10)),
         Job("priority_ties", ties.Watch(desk).attend, every=timedelta(seconds=15)),
+        Job("audit_anchor", anchoring.anchor, every=ANCHOR_EVERY),
+        Job("audit_journal", lambda: auditing.take_over(desk), every=timedelta(minutes=1)),
     )
     alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), *attending))
 
@@ -413,6 +430,7 @@ async def _engine_room(
         tasks.keep("playout.broker_users", link.users.run, FOREVER)
     tasks.keep("playout.inbox", inbox.run, FOREVER)
     tasks.keep("playout.clock_answers", inbox.answer, FOREVER)
+    tasks.keep("playout.anchoring", anchoring.run, FOREVER)
     tasks.keep("playout.judge", judge.run, FOREVER)
     tasks.keep("playout.deliveries", deliveries.run, FOREVER)
     tasks.keep("playout.urgent", conductor.run_urgent, FOREVER)

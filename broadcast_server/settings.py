@@ -44,6 +44,15 @@ class HttpSettings(_Section):
     )
 
 
+class AuditSettings(_Section):
+    """Witnesses of the audit log."""
+
+    anchor_file: Path | None = Field(
+        default=None,
+        description="a second file for the hourly anchors, on another disk or share; one is always in `data_dir`",
+    )
+
+
 class BrokerSettings(_Section):
     """The MQTT broker: ours (embedded) or a given one."""
 
@@ -103,6 +112,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     relay: RelaySettings = RelaySettings()
     playout: PlayoutSettings = PlayoutSettings()
+    audit: AuditSettings = AuditSettings()
 
     @field_serializer("database_url")
     def _without_password(self, value: str | None) -> str | None:

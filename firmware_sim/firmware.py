@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 
 from firmware_sim.alarms import SET_NS, Alarms
+from firmware_sim.anchors import Anchors
 from firmware_sim.assets import AssetKeeper, Lane
 from firmware_sim.boots import Boots, Return, return_of
 from firmware_sim.box import Box, FlashWork, Kit, MakeLink
@@ -157,6 +158,7 @@ class Firmware:
         """A changed set of alerts is obeyed, and told in a moment: no other status runs ahead of the others' tones."""
         self._decided: tuple[Any, ...] = ()
         self._is_memory_due = False
+        self.anchors = Anchors()
         self._is_remembered = False
         self._heard_stored_s = 0.0
         self._pending: OrderedDict[str, bytes] = OrderedDict()
@@ -250,6 +252,7 @@ class Firmware:
     async def _wake(self) -> None:
         offload = self._flash
         self._memory = Memory.load(await offload(self._slots.load))
+        self.anchors = Anchors(self._memory.anchors)
         self.boots = Boots.after(self._memory.boots_ns, self._box.clock.now_ns())
         self._memory.boots_ns = list(self.boots.at_ns)
         self.gate = Gate(
@@ -339,6 +342,9 @@ class Firmware:
             if asked_ns is None or asked_ns != answer.asked_ns:
                 self.gate.count("unasked_time")
                 return
+            if self.anchors.take(answer.anchor):
+                self._memory.anchors = self.anchors.dump()
+                self._is_memory_due = True  # written with what comes next: a witness may be an hour behind
             before_ns = self.clock.server_ns(device_ns) if self.clock.is_known else None
             self.catch_up()  # what was due until now was due by the time believed until now
             self.clock.take(Exchange(asked_ns, answer.received_ns, answer.sent_ns, device_ns))
@@ -1126,6 +1132,7 @@ class Firmware:
             refusals=dict(self.gate.refusals),
             firmware=FIRMWARE,
             free_bytes=0 if disk.is_full else max(0, disk.capacity_bytes - self.assets.held_bytes()),
+            anchor=self.anchors.next(),
         )
         self.link.publish(str(NodeStatus(self.node_id)), body.encode(), qos=NodeStatus.qos, retain=True)
 

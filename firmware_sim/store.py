@@ -231,6 +231,8 @@ class Memory:
         """When the node got power lately, by the device's clock; a life that ended in good order is taken out."""
         self.log_head: tuple[int, str | None] = (0, None)
         """The device log's last line and its digest, a second copy of what the journal knows."""
+        self.anchors: list[tuple[int, str, int]] = []
+        """What the server said of its audit log (`Anchors.dump`)."""
 
     def dump(self) -> bytes:
         """As stored."""
@@ -248,6 +250,7 @@ class Memory:
                 "done_orders": self.done_orders[-100:],
                 "boots_ns": self.boots_ns[-16:],
                 "log_head": self.log_head,
+                "anchors": self.anchors,
             }
         ).encode()
 
@@ -269,6 +272,7 @@ class Memory:
             memory.alerts = [list(line) for line in told.get("alerts", ())]
             memory.heard = told.get("heard")
             memory.begun = list(told.get("begun", ()))
+            memory.anchors = [(int(one[0]), str(one[1]), int(one[2])) for one in told.get("anchors", ())]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
         return memory

@@ -428,6 +428,14 @@ class ItemReadiness(Body):
     ready: bool
 
 
+class Anchor(Body):
+    """Where the server's audit log stood: the hash of row `sequence`, kept by witnesses outside of its database."""
+
+    sequence: Annotated[int, Field(ge=1, lt=1 << 53)]
+    hash: Sha256
+    at_ms: Ms
+
+
 class StatusBody(Body):
     """How a node is; retained, and (with `link` offline) its will."""
 
@@ -456,6 +464,8 @@ class StatusBody(Body):
     """How often it did not obey, by reason."""
     firmware: str = ""
     free_bytes: Annotated[int, Field(ge=0)] = 0
+    anchor: Anchor | None = None
+    """One of the anchors it was given, another one in each status."""
 
 
 class ReportKind(StrEnum):
@@ -519,6 +529,8 @@ class TimeAnswerBody(Body):
     asked_ns: AnyNs
     received_ns: UtcNs
     sent_ns: UtcNs
+    anchor: Anchor | None = None
+    """To be kept and said again in statuses."""
 
 
 AckBody = Annotated[ReportAckBody | TimeAnswerBody, Field(discriminator="kind")]
@@ -549,6 +561,7 @@ ALL_BODIES: Final[tuple[type[Body], ...]] = (
     RevocationBody,
     StreamHeadBody,
     StatusBody,
+    Anchor,
     AlertProgress,
     ItemReadiness,
     ClockQuality,

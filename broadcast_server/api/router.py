@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from broadcast_server.api import (
     assets,
+    audit,
     bulletins,
     clusters,
     conflicts,
@@ -93,6 +94,7 @@ NOUNS: Final = (
     live,
     readiness,
     plays,
+    audit,
     system,
 )
 

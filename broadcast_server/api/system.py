@@ -78,6 +78,8 @@ class SystemStatus(BaseModel):
     feeds: list[FeedHealth]
     jobs: list[JobStatus]
     clocks: list[ServerClock]
+    audit_contradicted: int
+    """Anchors of the audit log that nodes hold and the log does not; 0 unless rows were changed or lost."""
 
 
 @router.get("", operation_id="get_system")
@@ -118,6 +120,7 @@ async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
             JobStatus(name=job.name, next_at=job.next_at, last_at=job.last_at, last_outcome=job.last_outcome)
             for job in seen.jobs
         ],
+        audit_contradicted=seen.audit_contradicted,
         clocks=[
             ServerClock(
                 process=one.process,

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from broadcast_server import app as composition
+from broadcast_server.cli import audit_verifier
 from broadcast_server.cli.office import COULD_NOT_START, FAILED, fail, load_settings, run, tell
+from broadcast_server.control import auditing
+from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.logs import configure
 from broadcast_server.playout import logbook
+from broadcast_server.playout.anchoring import NAME as ANCHORS_NAME
 from broadcast_server.settings import Role
-from broadcast_server.store import audit, jobs
+from broadcast_server.store import facts, jobs
 from broadcast_server.store.migrations import migrate
 
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
@@ -30,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("jobs")(list_jobs)
     books = typer.Typer(help="The audit log.")
     books.command("verify")(verify_audit)
+    books.command("answer")(answer_audit)
     app.add_typer(books, name="audit")
 
 
@@ -79,18 +85,45 @@ def list_jobs(as_json: Json = False) -> None:
     )
 
 
-def verify_audit(as_json: Json = False) -> None:
-    """Check the chain of the audit log and of every device's own log; end with 1 at the first that does not hold."""
+def verify_audit(
+    anchors: Annotated[
+        list[Path] | None, typer.Option("--anchors", help="a witness's file of anchors, as often as wished")
+    ] = None,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="a backup was restored, and you know of it: rows after it may be gone")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check the audit log's chain, its anchors and every device's own log; end with 1 at the first that does not hold.
 
-    async def errand(desk: Desk) -> tuple[int | None, logbook.Findings]:
-        return await desk.store.read(audit.verify), await logbook.verify(desk.store)
+    The audit log is read by `audit_verifier.py`, which needs nothing of this program and may be run by itself.
+    """
+    settings = load_settings()
+    own = [file for file in (settings.data_dir / ANCHORS_NAME, settings.audit.anchor_file) if file is not None]
+    witnesses = [file for file in own if file.exists()] + (anchors or [])
 
-    broken, logs = run(errand)
-    is_fine = broken is None and not logs.breaks
+    async def errand(desk: Desk) -> tuple[logbook.Findings, dict[str, Any] | None]:
+        return (
+            await logbook.verify(desk.store),
+            await desk.store.read(lambda session: facts.find(session, facts.AUDIT_CONTRADICTED)),
+        )
+
+    logs, contradicted = run(errand)
+    try:
+        told = audit_verifier.verify(
+            audit_verifier.read_rows(settings.store_url),
+            [one for file in witnesses for one in audit_verifier.read_anchors(file)],
+            is_restored=restored,
+        )
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--anchors") from None
+    by_nodes = 0 if contradicted is None else len(contradicted["open"])
+    is_fine = told["ok"] and not logs.breaks and not by_nodes
     tell(
         {
+            **told,
             "ok": is_fine,
-            "first_broken": broken,
+            "contradicted_by_nodes": by_nodes,
             "devices": logs.devices,
             "lines": logs.lines,
             "awaited": logs.awaited,
@@ -100,3 +133,12 @@ def verify_audit(as_json: Json = False) -> None:
     )
     if not is_fine:
         raise SystemExit(FAILED)
+
+
+def answer_audit(
+    reason: Annotated[str, typer.Option("--reason", help="what was found when it was looked into")],
+    as_json: Json = False,
+) -> None:
+    """Say that what nodes contradicted was looked into; it is no longer shown, and stays in the log."""
+    number = run(lambda desk: auditing.answer_contradiction(desk, OPERATOR, reason))
+    tell({"anchors": number}, as_json=as_json)

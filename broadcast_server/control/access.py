@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Final
 
 from broadcast_server.domain.errors import Refused
-from broadcast_server.store import people, places
+from broadcast_server.store import audit, people, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import Json
 from broadcast_server.store.words import Role
@@ -189,27 +189,28 @@ def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, a
 
     Raises `NotFound("unknown_unit")` for an unknown unit and `Refused("not_permitted")` otherwise.
     """
-    _note(action)
-    path = places.path_of(session, unit_id, places.local_date(at))
-    if actor.everywhere:
-        return
-    limit = actor.token_scope
-    is_within = limit is None or (
-        (limit.actions is None or action in limit.actions) and (limit.units is None or not limit.units.isdisjoint(path))
-    )
-    for role, granted_at in people.grants_at(session, actor.user_id, at):
-        if is_within and granted_at in path and action in MAY[role]:
-            return
-    raise Refused("not_permitted", action=action.value, unit_id=unit_id)
+    if not _is_permitted(session, actor, action, unit_id, at):
+        audit.note_denied(session, now=at, actor=actor.login, action=action.value, unit_id=unit_id)
+        raise Refused("not_permitted", action=action.value, unit_id=unit_id)
 
 
 def may(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> bool:
     """Whether `authorize` would return; for what is shown rather than done."""
-    try:
-        authorize(session, actor, action, unit_id, at=at)
-    except Refused:
-        return False
-    return True
+    return _is_permitted(session, actor, action, unit_id, at)
+
+
+def _is_permitted(session: Session, actor: Actor, action: Action, unit_id: str, at: datetime) -> bool:
+    _note(action)
+    path = places.path_of(session, unit_id, places.local_date(at))
+    if actor.everywhere:
+        return True
+    limit = actor.token_scope
+    is_within = limit is None or (
+        (limit.actions is None or action in limit.actions) and (limit.units is None or not limit.units.isdisjoint(path))
+    )
+    return is_within and any(
+        granted_at in path and action in MAY[role] for role, granted_at in people.grants_at(session, actor.user_id, at)
+    )
 
 
 def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> frozenset[str] | None:

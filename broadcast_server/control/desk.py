@@ -4,17 +4,26 @@ root.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from broadcast_server.audio.assets import AssetStore
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.speech import Speaker
 from broadcast_server.control.hashing import HashRoom
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.store.session import Store
+from broadcast_server.domain.errors import Unavailable
+from broadcast_server.logs import get_logger
+from broadcast_server.store import audit
+from broadcast_server.store.journal import Journal
+from broadcast_server.store.session import Session, Store
 from broadcast_server.supervise import Executor
+
+T = TypeVar("T")
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +65,28 @@ class Desk:
     """None where nodes get no certificates: a broker without TLS of ours."""
     hashing: HashRoom = field(default_factory=HashRoom)
     """Where passwords are hashed, everybody in turn."""
+    journal: Journal | None = None
+    """Takes down what `urgent` did while the audit log could not be written."""
+
+    async def urgent(self, work: Callable[[Session], T]) -> T:
+        """`store.begin` for a warning, a silencing or their ends: what must not wait for the audit log.
+
+        Where the log cannot be written `work` is run again, and its rows are in the journal, on the disk, before the
+        change is committed. Raises `Unavailable("audit_unwritable" | "journal_unwritable")` where neither can be.
+        """
+        try:
+            return await self.store.begin(work)
+        except Unavailable as away:
+            if away.code != "audit_unwritable" or self.journal is None:
+                raise
+            log.error("audit.unwritable", goes_to="journal")  # noqa: TRY400  the cause is told by its code
+        journal = self.journal
+
+        def journaled(session: Session) -> T:
+            rows = audit.into_journal(session)
+            result = work(session)
+            session.flush()
+            journal.write(rows, now=self.clock.now())
+            return result
+
+        return await self.store.begin(journaled)

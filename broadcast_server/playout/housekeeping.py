@@ -48,7 +48,7 @@ class Housekeeping:
         self._assets, self._engine, self._fetcher, self._backup = assets, engine, fetcher, backup
 
     def jobs(self) -> tuple[Job, ...]:
-        """All of them, with their times. Free names for later: night_preload, audit_anchor, reports."""
+        """All of them, with their times. Free names for later: night_preload, reports."""
         return (
             Job("feed_probe", self.probe_feeds, every=timedelta(minutes=5)),
             Job("validity_watch", self.watch_validity, every=timedelta(minutes=10)),

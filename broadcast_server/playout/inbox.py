@@ -23,6 +23,7 @@ from broadcast_server.domain.errors import BroadcastError, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus, Message
 from broadcast_server.playout import wire
+from broadcast_server.playout.anchoring import Anchoring
 from broadcast_server.playout.clock_watch import ClockWatch
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.signer.port import Signer
@@ -71,12 +72,14 @@ class Inbox:
         epoch: Callable[[], int],
         on_heard: Callable[[Heard], None],
         watch: ClockWatch | None = None,
+        anchoring: Anchoring | None = None,
         pace: Pace = PRODUCTION,
     ) -> None:
         """`epoch`: the leader's epoch, for what is signed. `on_heard` is called in the loop after each commit. `watch`:
-        told what nodes believe of the time; while it doubts the clock nobody is told the time.
+        told what nodes believe of the time; while it doubts the clock nobody is told the time. `anchoring`: gives the
+        audit log's anchor that goes out with the time, and is told of those that come back.
         """
-        self._watch = watch
+        self._watch, self._anchoring = watch, anchoring
         self._bus, self._store, self._signer = bus, store, signer
         self._clock, self._chance = clock, chance
         self._epoch, self._on_heard = epoch, on_heard
@@ -113,7 +116,13 @@ class Inbox:
                 if self._watch is not None:
                     self._watch.check()
                 payload = await wire.time_answer(
-                    self._signer, node_id, question, arrived=arrived, now=self._clock.now, epoch=self._epoch()
+                    self._signer,
+                    node_id,
+                    question,
+                    arrived=arrived,
+                    now=self._clock.now,
+                    epoch=self._epoch(),
+                    anchor=None if self._anchoring is None else self._anchoring.current,
                 )
             except Unavailable as away:
                 self.refused[away.code] += 1  # the node asks again
@@ -213,6 +222,8 @@ class Inbox:
         if self._watch is not None and word.is_online:
             believed = word.believed_time
             self._watch.heard_status(word.node_id, *believed, message.arrived, retained=message.retained)
+        if self._anchoring is not None and (claim := word.anchor) is not None:
+            self._anchoring.heard(word.node_id, claim)
         link = word.body.link.value
         if self._links.get(word.node_id) != link:
             if len(self._links) >= STATUSES_WAITING:

@@ -23,6 +23,7 @@ from broadcast_server.domain.delivery import ALERT, Progress
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.plan import Plan
 from broadcast_server.signer.port import Signer, SignRequest
+from broadcast_server.store.audit import Anchor
 from speaker_protocol import brief, messages, topics
 from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind
 
@@ -357,6 +358,12 @@ class NodeWord:
         return self.body.sent_ms, clock.uncertainty_ms, clock.offset_ms
 
     @property
+    def anchor(self) -> Anchor | None:
+        """What it was told of the audit log, if it says so this time."""
+        told = self.body.anchor
+        return None if told is None else Anchor(told.sequence, told.hash, from_ms(told.at_ms))
+
+    @property
     def obeys(self) -> Obeys | None:
         """The emergencies and stop-all it holds; None from a node that does not tell, or only its will."""
         if self.body.alerts is None or self.body.link is not messages.Link.ONLINE:
@@ -561,6 +568,7 @@ async def time_answer(
     arrived: datetime,
     now: Callable[[], datetime],
     epoch: int,
+    anchor: Anchor | None = None,
 ) -> bytes:
     """When the question arrived and when this answer leaves. `now` is asked last, right before signing."""
     leaves = now()
@@ -569,6 +577,9 @@ async def time_answer(
         asked_ns=question.sent_ns,
         received_ns=_ns(arrived),
         sent_ns=_ns(leaves),
+        anchor=None
+        if anchor is None
+        else messages.Anchor(sequence=anchor.sequence, hash=anchor.hash, at_ms=to_ms(anchor.at)),
     ).encode()
     return await _ack(signer, node_id, body, now=leaves, epoch=epoch)
 

@@ -251,7 +251,7 @@ async def restore(
             session,
             now=now,
             actor="operator",
-            verb="store.restore",
+            verb=audit.RESTORED,
             unit_id=None,
             subject=f"backup/{archive.name}",
             detail={"made_at": found.made_at, "revision": found.revision},

@@ -23,6 +23,10 @@ INGEST: Final = "ingest"
 """`{host, port}`: where stations push."""
 CLOCK_TRUST: Final = "clock_trust"
 """`{word, by, reason, audit}`: the operator's last word that the machine's clock is right; `word` differs each time."""
+AUDIT_ANCHOR: Final = "audit_anchor"
+"""`{sequence, hash, at}`: the last head of the audit log that was given to witnesses."""
+AUDIT_CONTRADICTED: Final = "audit_contradicted"
+"""`{open, answered: [[sequence, hash]]}`: what nodes hold and the audit log does not; the operator answers."""
 
 
 def put(session: Session, name: str, value: dict[str, Any], *, now: datetime) -> None:

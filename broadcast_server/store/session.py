@@ -30,10 +30,13 @@ from sqlalchemy.pool import QueuePool
 
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, Invalid, Unavailable
+from broadcast_server.logs import get_logger
 from broadcast_server.store.doorbell import CHANNEL, Doorbell, PostgresEar, SqliteEar
 from broadcast_server.supervise import Executor
 
-__all__ = ["Session", "Store", "engine_url", "opened"]
+__all__ = ["AFTER_FAILURE", "Session", "Store", "engine_url", "opened"]
+
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -41,6 +44,8 @@ BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for one in another process before it gives up with `store_busy`."""
 
 READERS = 4
+AFTER_FAILURE = "after_failure"
+"""Key of `Session.info`: functions of a fresh session, run and committed after the transaction at hand has failed."""
 _WRITER_LOCK = 0x6C6F61  # "loa": PostgreSQL's advisory lock of the one writer
 _UNIQUE_SQLITE = re.compile(r"UNIQUE constraint failed: (.+)")
 
@@ -114,23 +119,52 @@ class Store:
     # -- on the executor ----------------------------------------------------------------------------------------------
 
     def _write(self, fn: Callable[[Session], T], ring: bool) -> T:
-        with _typed_errors(), Session(self._writer, expire_on_commit=False) as session:
+        session = Session(self._writer, expire_on_commit=False)
+        try:
+            result = self._written(session, fn, ring)
+        except BroadcastError:
+            self._after_failure(session)
+            raise
+        # From here and not from `begin`: a caller that was cancelled meanwhile must not swallow the ring of a commit.
+        if ring and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.doorbell.ring)
+        return result
+
+    def _written(self, session: Session, fn: Callable[[Session], T], ring: bool) -> T:
+        with _typed_errors(), session:
             if not self._is_sqlite:
                 session.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})"))
             result = fn(session)
             if ring and not self._is_sqlite:
                 session.execute(sqlalchemy.text(f"SELECT pg_notify('{CHANNEL}', '{self._ring_name}')"))
             session.commit()
-        # From here and not from `begin`: a caller that was cancelled meanwhile must not swallow the ring of a commit.
-        if ring and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.doorbell.ring)
         return result
+
+    def _after_failure(self, failed: Session) -> None:
+        """What must be kept of a transaction of which nothing is kept: refusals. The first error stands whatever."""
+        jobs: list[Callable[[Session], None]] = failed.info.pop(AFTER_FAILURE, [])
+        if not jobs:
+            return
+        try:
+            self._written(
+                Session(self._writer, expire_on_commit=False), lambda fresh: [job(fresh) for job in jobs], False
+            )
+        except BroadcastError as error:
+            log.error("store.after_failure", code=error.code)  # noqa: TRY400  the refusal is the error
 
     def _read(self, fn: Callable[[Session], T]) -> T:
         engine = self._reader
         if not self._is_sqlite:
             engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        with _typed_errors(), Session(engine, expire_on_commit=False, autoflush=False) as session:
+        session = Session(engine, expire_on_commit=False, autoflush=False)
+        try:
+            return self._seen(session, fn)
+        except BroadcastError:
+            self._after_failure(session)
+            raise
+
+    def _seen(self, session: Session, fn: Callable[[Session], T]) -> T:
+        with _typed_errors(), session:
             result = fn(session)
             session.expunge_all()  # so that the rollback expires no row that goes out
             session.rollback()

@@ -43,11 +43,13 @@ class Overview:
     conflicts_open: int
     feeds: Sequence[tuple[FeedRow, FeedStatusRow | None]]
     jobs: Sequence[JobRow]
+    audit_contradicted: int
 
 
 def overview(session: Session) -> Overview:
     """What stands in the rows now; at most `FEEDS_SHOWN` feeds, by name."""
     broker = facts.find(session, facts.BROKER)
+    contradicted = facts.find(session, facts.AUDIT_CONTRADICTED)
     in_use = NodeRow.retired_at.is_(None)
     feeds = session.execute(
         select(FeedRow, FeedStatusRow)
@@ -73,6 +75,7 @@ def overview(session: Session) -> Overview:
         conflicts_open=_count(session, select(ConflictRow.id).where(ConflictRow.closed_at.is_(None))),
         feeds=[(feed, status) for feed, status in feeds],
         jobs=session.scalars(select(JobRow).order_by(JobRow.name)).all(),
+        audit_contradicted=0 if contradicted is None else len(contradicted["open"]),
     )
 
 

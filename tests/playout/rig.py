@@ -20,6 +20,7 @@ from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.places import Target
 from broadcast_server.domain.recurrence import Rule
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub, Message
+from broadcast_server.playout.anchoring import Anchoring
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor
 from broadcast_server.playout.configs import StationFacts
@@ -32,6 +33,7 @@ from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.tables import NodeRow, PlayRow
 from broadcast_server.store.words import ContentKind
+from broadcast_server.supervise import InlineExecutor
 from speaker_protocol import messages as wire
 from speaker_protocol import rules
 from speaker_protocol.brief import decode_alert_set
@@ -247,6 +249,7 @@ class Server:
     deliveries: Deliveries
     relays: Relays
     plannings: list[Desired]
+    anchoring: Anchoring
 
     async def turn(self) -> None:
         """Everybody looks once."""
@@ -317,6 +320,9 @@ class Room:
             judge.planned(desired)
 
         conductor.on_planned = planned
+        anchoring = Anchoring(
+            store=store, clock=clock, executor=InlineExecutor(), files=(self.keys.parent / "anchors.jsonl",)
+        )
         inbox = Inbox(
             bus=bus,
             store=store,
@@ -326,9 +332,10 @@ class Room:
             epoch=lambda: conductor.epoch,
             on_heard=heard,
             watch=watch,
+            anchoring=anchoring,
         )
         await bus.start()
-        server = Server(name, bus, signer, conductor, inbox, judge, deliveries, relays, plannings)
+        server = Server(name, bus, signer, conductor, inbox, judge, deliveries, relays, plannings, anchoring)
         self.servers.append(server)
         return server
 
