@@ -37,7 +37,10 @@ GROUPS = {
         "clock_faults",
         "explained",
     ),
-    "security": ("audit_tampering",),
+    "security": (
+        "audit_tampering",
+        "forged_commands",
+    ),
 }
 """Benchmarks that answer one question together; a group's name stands for all of them."""
 ALL = tuple(name for group in GROUPS.values() for name in group)

@@ -161,6 +161,8 @@ class Firmware:
         self.anchors = Anchors()
         self._is_remembered = False
         self._heard_stored_s = 0.0
+        self._is_timed = False
+        """Whether what came has been acted on since the time is trusted."""
         self._pending: OrderedDict[str, bytes] = OrderedDict()
         self._orders: deque[bytes] = deque(maxlen=MAX_ORDERS)
         self._held: dict[str, bytes] = {}
@@ -373,9 +375,13 @@ class Firmware:
                 self._enter_alerts()
                 self._rerender()
             else:
-                self._judge(batch, now_ms)
+                is_asked = bool(batch or self._orders)
+                is_news = self._judge(batch, now_ms)
                 self._notice_leader()
                 orders = [self.gate.order(self._orders.popleft(), now_ms) for _ in range(len(self._orders))]
+                if is_asked and self._is_timed and not is_news and not any(orders):
+                    continue  # nothing of it is obeyed: whoever sends rubbish wears out no flash
+                self._is_timed = True
                 await self._save()
                 self._follow()
                 for order in orders:
@@ -391,19 +397,23 @@ class Firmware:
             self.log.hurry()
             self._journal.set()
 
-    def _judge(self, batch: dict[str, bytes], now_ms: int | None) -> None:
-        """Verify messages, keys first; what is obeyed is taken over (and stored by the caller before it acts)."""
+    def _judge(self, batch: dict[str, bytes], now_ms: int | None) -> bool:
+        """Verify messages, keys first; what is obeyed is taken over (and stored by the caller before it acts).
+
+        False: nothing of it is obeyed.
+        """
         path = self.gate.path
-        if self._learn_keys(batch, path, now_ms):
+        is_news = self._learn_keys(batch, path, now_ms)
+        if is_news:
             for topic, raw in self._held.items():
                 batch.setdefault(topic, raw)
             self._held.clear()
             self._probe_now.set()
-        self._judged(batch, str(NodeConfig(self.node_id)), now_ms, self._take_config)
-        self._learn_keys(batch, tuple(unit for unit in self.gate.path if unit not in path), now_ms)
+        is_news |= self._judged(batch, str(NodeConfig(self.node_id)), now_ms, self._take_config)
+        is_news |= self._learn_keys(batch, tuple(unit for unit in self.gate.path if unit not in path), now_ms)
         for unit in self.gate.path:
-            self._judged(batch, str(UnitAlert(unit)), now_ms, partial(self._take_alerts, unit))
-        self._judged(batch, str(NodePlan(self.node_id)), now_ms, self._take_plan)
+            is_news |= self._judged(batch, str(UnitAlert(unit)), now_ms, partial(self._take_alerts, unit))
+        return is_news | self._judged(batch, str(NodePlan(self.node_id)), now_ms, self._take_plan)
 
     def _learn_keys(self, batch: dict[str, bytes], units: tuple[str, ...], now_ms: int | None) -> bool:
         learned = False
@@ -416,17 +426,19 @@ class Firmware:
 
     def _judged(
         self, batch: dict[str, bytes], topic: str, now_ms: int | None, take: Callable[[bytes, int | None], bool]
-    ) -> None:
+    ) -> bool:
         raw = batch.get(topic)
         if raw is None:
-            return
+            return False
         unknown = self.gate.refusals["unknown_key"]
         if take(raw, now_ms):
             self._memory.messages[topic] = raw
             if self._box.witness is not None:
                 self._box.witness.obeyed(topic, raw)
-        elif self.gate.refusals["unknown_key"] > unknown:
+            return True
+        if self.gate.refusals["unknown_key"] > unknown:
             self._held[topic] = raw
+        return False
 
     def _take_config(self, raw: bytes, now_ms: int | None) -> bool:
         config = self.gate.config(raw, now_ms)
