@@ -21,7 +21,7 @@ import typer
 
 from firmware_sim import carry
 from firmware_sim.clock import MS, MachineTime
-from firmware_sim.enrol import EnrolmentRefused
+from firmware_sim.enrol import BoxLabel, EnrolmentRefused
 from firmware_sim.faults import load_timeline
 from firmware_sim.fleet import DISK_THREADS, QUOTA_BYTES, Fleet, FleetOptions, Spread
 from firmware_sim.node import SpeakerNode
@@ -40,6 +40,9 @@ def run(
     server: Annotated[str, typer.Option(help="Address of the server, as http://127.0.0.1:8080")],
     nodes: Annotated[int, typer.Option(min=1, max=5_000, help="How many nodes")] = 1,
     token: Annotated[str | None, typer.Option(help="Enrolment token, for nodes without an identity")] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(metavar="SERIAL:CODE", help="Label of a box that enrols by its claim code")
+    ] = None,
     identity: Annotated[Path | None, typer.Option(help="Folder of identities and stores, one folder per node")] = None,
     record: Annotated[Path | None, typer.Option(help="Write NODE.wav and NODE.json here")] = None,
     clock_offset_ms: Annotated[str, typer.Option(metavar="A:B", help="Error of the device clocks")] = "0:0",
@@ -63,6 +66,7 @@ def run(
                 server=server,
                 nodes=nodes,
                 token=token,
+                labels=tuple(BoxLabel.parse(text) for text in claim or ()),
                 identity_dir=identity or Path(aside),
                 record_dir=record,
                 clock_offset_ms=Spread.parse(clock_offset_ms),
@@ -154,7 +158,8 @@ async def _run(options: FleetOptions, seconds: float | None, *, as_json: bool) -
         return 3
     if len(fleet.nodes) < options.nodes:
         typer.echo(
-            f"firmware-sim: {len(fleet.nodes)} of {options.nodes} nodes have an identity; give --token", err=True
+            f"firmware-sim: {len(fleet.nodes)} of {options.nodes} nodes have an identity; give --token or --claim",
+            err=True,
         )
         return 3
     return 1 if fleet.failed else 0

@@ -16,9 +16,9 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import structlog
 
+from firmware_sim import own_sound
 from firmware_sim.alarms import SET_NS, Alarms
 from firmware_sim.anchors import Anchors
 from firmware_sim.assets import AssetKeeper, Lane
@@ -33,6 +33,7 @@ from firmware_sim.jitter import StreamReceiver
 from firmware_sim.lateness import Because, Marks, lateness
 from firmware_sim.ledger import Ledger, Line
 from firmware_sim.output import Dac, Played, join
+from firmware_sim.own_sound import OwnSound
 from firmware_sim.pace import Wake, sleep_or
 from firmware_sim.past import PAST_FILE, Past
 from firmware_sim.player import (
@@ -114,6 +115,10 @@ def _readiness(entry_id: str, start_ms: int, is_ready: bool) -> wire.ItemReadine
     return wire.ItemReadiness(entry_id=entry_id, start_ms=start_ms, ready=is_ready)
 
 
+OWN_SOUNDS_IN: Final = frozenset({Why.NOTHING_PLANNED, Why.NO_PLAN, Why.NOT_ACTIVE})
+"""Silences in which what a technician ordered may sound."""
+
+
 class Firmware:
     """A node that has power."""
 
@@ -174,7 +179,8 @@ class Firmware:
         self._status_due = True
         self._status_sent_s = -1e9
         self._cursor_ns = 0
-        self._tone_samples = 0
+        self._own: OwnSound | None = None
+        """What a technician ordered: a tone, the code of the binding check."""
         self._followed: PlanInForce | None = None
         self._listening: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._awaited: frozenset[str] = frozenset()
@@ -285,6 +291,12 @@ class Firmware:
         self._judge(dict(self._memory.messages), None)
         self.alarms.woke(self.assets.ready)
         self._follow()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything may sound: not on probation, not in quarantine."""
+        config = self.situation.config
+        return self.identity.state == "active" if config is None else config.active
 
     @property
     def is_ready(self) -> bool:
@@ -549,12 +561,22 @@ class Firmware:
                 limits = self.situation.state().limits
                 if is_quiet(limits, now_ms):
                     reason = Why.QUIET_HOURS.value
-                elif self.dac is None:
-                    reason = Trouble.NO_OUTPUT.value
                 else:
-                    self._tone_samples = (order.seconds or 3) * SAMPLE_RATE_HZ
-                    self._rerender()
+                    reason = self._sound_own(own_sound.tone(order.seconds or 3))
+            case wire.OrderVerb.SPEAK_CODE:
+                # Softly, so at any hour: somebody stands before it and waits.
+                reason = self._sound_own(own_sound.spoken(order.code or "", self.clip))
         self._report(wire.ReportKind.ORDER_DONE, order.order_id, 0, now_ms, reason=reason)
+
+    def _sound_own(self, sound: OwnSound | None) -> str | None:
+        """Begin what was ordered; why not."""
+        if sound is None:
+            return Trouble.NO_SOUND.value
+        if self.dac is None:
+            return Trouble.NO_OUTPUT.value
+        self._own = sound
+        self._rerender()
+        return None
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -639,9 +661,8 @@ class Firmware:
         now_ms = self._now_ms() or 0
         config = self.situation.config
         offset_min = config.utc_offset_min if config is not None else 420
-        self.situation.asset_ms = self.stock.want(
-            self.plan, self.situation.alerts.alerts, now_ms, utc_offset_min=offset_min
-        )
+        alerts = self.situation.alerts.alerts if self.is_active else ()  # nobody gives it sounds before
+        self.situation.asset_ms = self.stock.want(self.plan, alerts, now_ms, utc_offset_min=offset_min)
         self._refresh_stock()
 
     def _refresh_stock(self) -> None:
@@ -841,7 +862,7 @@ class Firmware:
                 return False
             for chunk in chunks:
                 self._begin(chunk)
-                self._add_tone(chunk)
+                self._add_own(chunk, dac.cursor)
                 join(dac.last_queued(), chunk)
                 dac.queue(chunk)
             self._cursor_ns = high_ns
@@ -857,7 +878,7 @@ class Firmware:
     def _quiet_samples(self, low_ns: int) -> int:
         """A long block while nothing sounds for long."""
         now_ms = low_ns // MS
-        if self._tone_samples or self.ledger.sounding is not None:
+        if self._own is not None or self.ledger.sounding is not None:
             return BLOCK_SAMPLES
         change_ms = next_change_ms(self.situation, now_ms)
         first = next(stretches(self.situation, low_ns, low_ns + MS))
@@ -870,7 +891,7 @@ class Firmware:
         situation.is_clock_trusted = self.clock.is_known and situation.uncertainty_ms <= TRUSTED_WITHIN_MS
         was_muted = situation.muted is not None
         situation.barred = self.past.barred(server_ns // MS)
-        situation.muted = Why.POWER_LOW if self._box.is_power_low() else None
+        situation.muted = Why.POWER_LOW if self._box.is_power_low() else None if self.is_active else Why.NOT_ACTIVE
         if was_muted and situation.muted is None:
             self.alarms.amplifier_is_back(server_ns)
         situation.held = Why.SAFE_MODE if self.boots.is_safe_mode(self._box.clock.now_ns()) else None
@@ -917,16 +938,14 @@ class Firmware:
         is_recent = arrived_ns is not None and device_ns - arrived_ns < STREAM_DEAD_NS
         return is_recent or receiver.has_sound_from(server_ns)
 
-    def _add_tone(self, chunk: Chunk) -> None:
-        """A technician's tone, which gives way to everything."""
-        if not self._tone_samples or chunk.tag is not None or chunk.why not in {Why.NOTHING_PLANNED, Why.NO_PLAN}:
+    def _add_own(self, chunk: Chunk, first: int) -> None:
+        """What a technician ordered, which gives way to everything. `first`: the chunk's first sample on the card."""
+        own = self._own
+        if own is None or chunk.tag is not None or chunk.why not in OWN_SOUNDS_IN:
             return
-        count = min(self._tone_samples, chunk.samples)
-        wave = np.zeros(chunk.samples, np.int16)
-        phase = 2 * np.pi * 1_000 * np.arange(count) / SAMPLE_RATE_HZ
-        wave[:count] = (6_000 * np.sin(phase)).astype(np.int16)
-        chunk.pcm = wave
-        self._tone_samples -= count
+        chunk.pcm = own.read(first, chunk.samples)
+        if own.is_over(first):
+            self._own = None
 
     def _begin(self, chunk: Chunk) -> None:
         """Remember that an entry has begun, so that the limit of its lateness no longer holds."""
@@ -1184,7 +1203,7 @@ class Firmware:
     def _audio(self) -> wire.AudioState:
         tag = self.ledger.sounding
         if tag is None:
-            return wire.AudioState.LOCAL if self._tone_samples else wire.AudioState.IDLE
+            return wire.AudioState.LOCAL if self._own is not None else wire.AudioState.IDLE
         if tag.alert_id is not None:
             return wire.AudioState.EMERGENCY
         return wire.AudioState.SCHEDULED if tag.stream is None else wire.AudioState.LIVE

@@ -26,7 +26,7 @@ import structlog
 from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock, MachineTime, TrueTime
 from firmware_sim.decoder import DecodeCache, SoundLibrary
-from firmware_sim.enrol import enrol
+from firmware_sim.enrol import BoxLabel, enrol
 from firmware_sim.faults import TimedFault
 from firmware_sim.firmware import FIRMWARE
 from firmware_sim.link import Broker, MqttLink
@@ -107,6 +107,8 @@ class FleetOptions:
     nodes: int
     identity_dir: Path
     token: str | None = None
+    labels: tuple[BoxLabel, ...] = ()
+    """Boxes that enrol by their claim code; what is new beyond them takes the token."""
     record_dir: Path | None = None
     clock_offset_ms: Spread = Spread()
     drift_ppm: Spread = Spread()
@@ -191,17 +193,19 @@ class Fleet:
         options.identity_dir.mkdir(parents=True, exist_ok=True)
         found = [Identity.load(folder) for folder in sorted(options.identity_dir.iterdir()) if folder.is_dir()]
         identities = [identity for identity in found if identity is not None][: options.nodes]
-        token = options.token
         new = options.nodes - len(identities)
-        if not new or token is None:
+        authorities: list[str | BoxLabel] = [*options.labels[:new]]
+        if options.token is not None:
+            authorities += [options.token] * (new - len(authorities))
+        if not authorities:
             return identities
         at_once = asyncio.Semaphore(ENROL_AT_ONCE)
 
-        async def one(index: int) -> Identity:
+        async def one(index: int, authority: str | BoxLabel) -> Identity:
             async with at_once:
                 identity = await enrol(
                     options.server,
-                    token,
+                    authority,
                     client=client,
                     true=self.true,
                     chance=self._chance("enrol", index),
@@ -210,8 +214,12 @@ class Fleet:
                 identity.save(options.identity_dir / identity.node_id)
                 return identity
 
-        first = len(identities)
-        identities += await _all_of({f"node.enrol[{index}]": one(index) for index in range(first, first + new)})
+        identities += await _all_of(
+            {
+                f"node.enrol[{index}]": one(index, authority)
+                for index, authority in enumerate(authorities, start=len(identities))
+            }
+        )
         return identities
 
     def _chance(self, use: str, index: int) -> random.Random:

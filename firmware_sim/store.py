@@ -30,6 +30,7 @@ IDENTITY_FILE: Final = "identity.json"
 MEMORY_SLOTS: Final = ("memory.a", "memory.b")
 JOURNAL_FILE: Final = "reports.log"
 ASSETS_FOLDER: Final = "assets"
+_FRESH: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 class Disk:
@@ -50,12 +51,15 @@ class Disk:
         if self.is_power_low():
             raise OSError(errno.EAGAIN, "the supply is too low to write")
 
-    def replace(self, name: str, content: bytes) -> None:
-        """Write a file whole and durably. Raises `OSError`; then the old content stands."""
+    def replace(self, name: str, content: bytes, *, is_secret: bool = False) -> None:
+        """Write a file whole and durably. Raises `OSError`; then the old content stands.
+
+        `is_secret`: nobody but its owner may read it, not even for a moment.
+        """
         self.check()
         target = self.root / name
         aside = target.with_name(target.name + ".new")
-        with aside.open("wb") as file:
+        with os.fdopen(os.open(aside, _FRESH, 0o600 if is_secret else 0o644), "wb") as file:
             file.write(content)
             sync(file)
         faultpoint(Point.ASIDE_WRITTEN)
@@ -191,6 +195,8 @@ class Identity(BaseModel):
     asset_token: str
     certificate: str | None = None
     """PEM chain of the device key, for the broker's TLS; None where the broker asks for the password alone."""
+    state: str = "active"
+    """What enrolment answered; the config says what it is since."""
 
     @property
     def key_pem(self) -> str:
@@ -208,8 +214,7 @@ class Identity(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write it durably, readable by its owner only."""
-        Disk(folder).replace(IDENTITY_FILE, self.model_dump_json(indent=1).encode())
-        (folder / IDENTITY_FILE).chmod(0o600)
+        Disk(folder).replace(IDENTITY_FILE, self.model_dump_json(indent=1).encode(), is_secret=True)
 
 
 class Memory:

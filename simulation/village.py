@@ -239,7 +239,9 @@ class Village:
     @contextlib.asynccontextmanager
     async def nodes(self, count: int, *, identity: Path, arguments: Sequence[str] = ()) -> AsyncIterator[Child]:
         """A fleet in a process of its own, enrolled with a fresh token; SIGTERM lets it finish its files."""
-        ticket = await self.ask("POST", "/enrolment-tokens", unit_id=COMMUNE, uses=count, valid_for_s=3_600)
+        ticket = await self.ask(
+            "POST", "/enrolment-tokens", unit_id=COMMUNE, uses=count, valid_for_s=3_600, activates=True
+        )
         async with Child(
             [
                 sys.executable, "-m", "firmware_sim", "run", "--server", self.url, "--nodes", str(count),

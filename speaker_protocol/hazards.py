@@ -123,7 +123,26 @@ HAZARDS: Final[Mapping[str, Hazard]] = MappingProxyType(
 )
 """What threatens."""
 
-CLIPS: Final[Mapping[str, Phrase]] = MappingProxyType({**PHRASES, **HAZARDS})
+DIGITS: Final[Mapping[str, Phrase]] = MappingProxyType(
+    {
+        phrase.code: phrase
+        for phrase in (
+            _P("digit_0", 30, "Không.", "Zero.", 700),
+            _P("digit_1", 31, "Một.", "One.", 700),
+            _P("digit_2", 32, "Hai.", "Two.", 700),
+            _P("digit_3", 33, "Ba.", "Three.", 700),
+            _P("digit_4", 34, "Bốn.", "Four.", 700),
+            _P("digit_5", 35, "Năm.", "Five.", 700),
+            _P("digit_6", 36, "Sáu.", "Six.", 700),
+            _P("digit_7", 37, "Bảy.", "Seven.", 700),
+            _P("digit_8", 38, "Tám.", "Eight.", 700),
+            _P("digit_9", 39, "Chín.", "Nine.", 700),
+        )
+    }
+)
+"""For the code of the binding check."""
+
+CLIPS: Final[Mapping[str, Phrase]] = MappingProxyType({**PHRASES, **HAZARDS, **DIGITS})
 """Every phrase a node can say, by code."""
 
 HAZARD_NUMBERS: Final[Mapping[int, str]] = MappingProxyType({one.number: one.code for one in HAZARDS.values()})

@@ -203,6 +203,9 @@ class NodeConfigBody(Body):
     """The node's own unit and its ancestors, nearest first; the topics it must listen to."""
     cluster: Id
     groups: tuple[Id, ...] = ()
+    active: bool = True
+    """False: on probation or in quarantine; nothing sounds but a technician's tone and the code of the binding check.
+    """
     utc_offset_min: Annotated[int, Field(ge=-1440, le=1440)] = 420
     quiet_from_min: Annotated[int, Field(ge=0, lt=1440)] = 22 * 60
     quiet_to_min: Annotated[int, Field(ge=0, lt=1440)] = 5 * 60
@@ -227,6 +230,7 @@ class OrderVerb(StrEnum):
     IDENTIFY = "identify"
     REBOOT = "reboot"
     TEST_TONE = "test_tone"
+    SPEAK_CODE = "speak_code"
 
 
 class OrderBody(Body):
@@ -235,6 +239,8 @@ class OrderBody(Body):
     order_id: Id
     verb: OrderVerb
     seconds: Annotated[int, Field(ge=0, le=60)] = 0
+    code: Annotated[str, Field(pattern=r"^[0-9]{4}$")] | None = None
+    """What `speak_code` speaks, digit by digit, softly."""
 
 
 # -- alerts ---------------------------------------------------------------------------------------------------------

@@ -470,6 +470,7 @@ class Why(enum.StrEnum):
     NO_SOURCE = "no_source"
     POWER_LOW = "power_low"  # the supply is too weak for the amplifier
     SAFE_MODE = "safe_mode"  # too many power-ons in a short time: nothing planned for a while
+    NOT_ACTIVE = "not_active"  # on probation or in quarantine: nothing planned and no alert sounds
     POWER_LOST = "power_lost"  # a power cut interrupted it, and too little was left to go on
 
 

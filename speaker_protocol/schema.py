@@ -111,6 +111,7 @@ def document() -> str:
         "| Phrase | Number | Slot, ms | Vietnamese |",
         "|---|---|---|---|",
         *(f"| {one.code} | {one.number} | {one.slot_ms} | {one.text} |" for one in hazards.PHRASES.values()),
+        *(f"| {one.code} | {one.number} | {one.slot_ms} | {one.text} |" for one in hazards.DIGITS.values()),
         "",
         "## The brief form of an alert set",
         "",

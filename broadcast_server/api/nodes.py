@@ -1,156 +1,26 @@
-"""Nodes over HTTP: enrolment by token (the one door a device uses without a person), the register, orders."""
+"""Nodes over HTTP: the register, how one is let sound or silenced, orders."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import Query, Response
+from fastapi import Query
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
-from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Secret, Shown
-from broadcast_server.api.gate import Router, asks, by_secret
+from broadcast_server.api.fields import Form, IdPath, IdQuery, Shown
+from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.control import fleet
+from broadcast_server.control import devices, fleet
 from broadcast_server.control.access import Action
-from broadcast_server.control.fleet import Enrol, NewEnrolmentToken, NodeQuery, NodeView, Order, OrderVerb
-from broadcast_server.store.tables import EnrolmentTokenRow, OutboxRow
-from broadcast_server.store.words import OutboxState
+from broadcast_server.control.devices import BindingView
+from broadcast_server.control.fleet import NodeQuery, NodeView, Order, OrderVerb
+from broadcast_server.store.tables import OutboxRow
+from broadcast_server.store.words import NodeState, OutboxState
 
 router = Router(tags=["nodes"], route_class=IdempotentRoute)
-
-
-# -- enrolment --------------------------------------------------------------------------------------------------------
-
-
-class EnrolmentTokenForm(Form):
-    """The right to enrol `uses` nodes for one unit, for so long."""
-
-    unit_id: Id
-    uses: Annotated[int, Field(ge=1, le=20_000)] = 1
-    valid_for_s: Annotated[int, Field(ge=60, le=90 * 86_400)] = 86_400
-
-
-class EnrolmentToken(Shown):
-    """A token; what it is worth, never what it is."""
-
-    id: str
-    unit_id: str
-    uses_left: int
-    expires_at: datetime
-    created_by: str
-
-    @classmethod
-    def of(cls, row: EnrolmentTokenRow) -> EnrolmentToken:
-        """As callers see it."""
-        return cls(
-            id=row.id,
-            unit_id=row.unit_id,
-            uses_left=row.uses_left,
-            expires_at=row.expires_at,
-            created_by=row.created_by,
-        )
-
-
-class EnrolmentTokenMade(EnrolmentToken):
-    """With its secret, which is told only here."""
-
-    token: str
-
-
-@router.post("/enrolment-tokens", status_code=201)
-@asks(Action.NODE_ENROL)
-async def create_enrolment_token(
-    desk: DeskDep, actor: ActorDep, form: EnrolmentTokenForm, response: Response
-) -> EnrolmentTokenMade:
-    """Make a token for installers."""
-    request = NewEnrolmentToken(form.unit_id, form.uses, timedelta(seconds=form.valid_for_s))
-    made = await fleet.create_enrolment_token(desk, actor, request)
-    response.headers["Cache-Control"] = "no-store"
-    return EnrolmentTokenMade(**EnrolmentToken.of(made.token).model_dump(), token=made.secret)
-
-
-@router.get("/enrolment-tokens")
-@asks(Action.NODE_ENROL)
-async def list_enrolment_tokens(
-    desk: DeskDep,
-    actor: ActorDep,
-    unit_id: Annotated[str, Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")],
-) -> list[EnrolmentToken]:
-    """Tokens of the unit that can still be used."""
-    return [EnrolmentToken.of(row) for row in await fleet.list_enrolment_tokens(desk, actor, unit_id)]
-
-
-@router.delete("/enrolment-tokens/{token_id}", status_code=204)
-@asks(Action.NODE_ENROL)
-async def void_enrolment_token(desk: DeskDep, actor: ActorDep, token_id: IdPath) -> None:
-    """Make a token worthless."""
-    await fleet.void_enrolment_token(desk, actor, token_id)
-
-
-class EnrolForm(Form):
-    """What a device says of itself. `public_key`: its Ed25519 key."""
-
-    token: Secret
-    public_key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    hardware: Annotated[str, StringConstraints(max_length=120)]
-    firmware: Annotated[str, StringConstraints(max_length=120)]
-    cluster_code: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")] | None = None
-
-
-class BrokerAddress(Shown):
-    """Where the node connects."""
-
-    host: str
-    port: int
-    tls: bool
-    ca_pem: str | None
-
-
-class Enrolled(Shown):
-    """What a device needs to begin; `password` and `asset_token` are told only here."""
-
-    node_id: str
-    cluster_id: str
-    broker: BrokerAddress
-    username: str
-    password: str
-    root_public_key: str
-    path: list[str]
-    assets_url: str
-    asset_token: str
-    server_time: datetime
-
-
-@router.post("/nodes/enrol", status_code=201)
-@by_secret()
-async def enrol_node(desk: DeskDep, form: EnrolForm, response: Response) -> Enrolled:
-    """Register a device; the token is its authority.
-
-    With the `cluster_code` of a cluster that has a node, that node is replaced: its credentials are void.
-    """
-    request = Enrol(form.token, form.public_key, form.hardware, form.firmware, form.cluster_code)
-    told = await fleet.enrol(desk, request)
-    response.headers["Cache-Control"] = "no-store"
-    return Enrolled(
-        node_id=told.node_id,
-        cluster_id=told.cluster_id,
-        broker=BrokerAddress(
-            host=told.broker["host"],
-            port=told.broker["port"],
-            tls=told.broker.get("tls", False),
-            ca_pem=told.broker.get("ca_pem"),
-        ),
-        username=told.node_id,
-        password=told.password,
-        root_public_key=told.root_public_key,
-        path=list(told.path),
-        assets_url=told.assets_url,
-        asset_token=told.asset_token,
-        server_time=told.server_time,
-    )
 
 
 # -- the register -----------------------------------------------------------------------------------------------------
@@ -181,9 +51,16 @@ class NodeLog(Shown):
 
 
 class Node(Shown):
-    """A networked controller; `status` null: never heard of; `log` null: it never told a numbered line."""
+    """A networked controller; `status` null: never heard of; `log` null: it never told a numbered line.
+
+    `state_reason`: why it is in quarantine, a code or an officer's words; on an active node it is an alarm, too.
+    `bound_at`: when somebody on site typed in the code it spoke.
+    """
 
     id: str
+    state: NodeState
+    state_reason: str | None
+    serial: str | None
     unit_id: str
     cluster_id: str
     cluster_name: str
@@ -192,6 +69,8 @@ class Node(Shown):
     firmware: str
     enrolled_at: datetime
     retired_at: datetime | None
+    bound_at: datetime | None
+    certificate_until: datetime | None
     status: NodeStatus | None
     log: NodeLog | None
 
@@ -201,6 +80,9 @@ class Node(Shown):
         row, status, log = view.node, view.status, view.log
         return cls(
             id=row.id,
+            state=row.state,
+            state_reason=row.state_reason,
+            serial=row.serial,
             unit_id=row.unit_id,
             cluster_id=row.cluster_id,
             cluster_name=view.cluster.name,
@@ -209,6 +91,8 @@ class Node(Shown):
             firmware=row.firmware,
             enrolled_at=row.enrolled_at,
             retired_at=row.retired_at,
+            bound_at=view.bound_at,
+            certificate_until=view.certificate_until,
             status=None
             if status is None
             else NodeStatus(
@@ -240,10 +124,11 @@ async def list_nodes(
     within: IdQuery = None,
     cluster_id: IdQuery = None,
     link: Annotated[Literal["online", "offline"] | None, Query(description="by the node's last word")] = None,
+    state: Annotated[NodeState | None, Query(description="only those in this state")] = None,
     retired: Annotated[bool, Query(description="also those out of service")] = False,
 ) -> Page[Node]:
     """Nodes by id with their last status."""
-    query = NodeQuery(within, cluster_id, link, retired, paging.after, paging.fetch)
+    query = NodeQuery(within, cluster_id, link, state, retired, paging.after, paging.fetch)
     found = await fleet.list_nodes(desk, actor, query)
     return paging.page(found, key=lambda view: view.node.id, item=Node.of)
 
@@ -260,6 +145,77 @@ async def get_node(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Node:
 async def retire_node(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Node:
     """Take a node out of service; its cluster stays."""
     return Node.of(await fleet.retire_node(desk, actor, node_id))
+
+
+# -- let sound, and silenced ------------------------------------------------------------------------------------------
+
+
+class Binding(Shown):
+    """How the binding check of a node stands: the code itself is heard on site and nowhere else."""
+
+    node_id: str
+    order_id: str
+    expires_at: datetime
+    tries_left: int
+    confirmed_at: datetime | None
+
+    @classmethod
+    def of(cls, view: BindingView) -> Binding:
+        """As callers see it."""
+        return cls(
+            node_id=view.node_id,
+            order_id=view.order_id,
+            expires_at=view.expires_at,
+            tries_left=view.tries_left,
+            confirmed_at=view.confirmed_at,
+        )
+
+
+class BindingAnswer(Form):
+    """The four digits that were heard."""
+
+    code: Annotated[str, StringConstraints(pattern=r"^[0-9]{4}$")]
+
+
+class Because(Form):
+    """Why."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=120)]
+
+
+@router.post("/nodes/{node_id}/binding", status_code=202)
+@asks(Action.NODE_ENROL)
+async def ask_node_binding(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Binding:
+    """Let the node speak a fresh code, softly; whoever stands before it types it in within five minutes."""
+    return Binding.of(await devices.ask_binding(desk, actor, node_id))
+
+
+@router.post("/nodes/{node_id}/binding/answer")
+@asks(Action.NODE_ENROL)
+async def answer_node_binding(desk: DeskDep, actor: ActorDep, node_id: IdPath, form: BindingAnswer) -> Binding:
+    """What was heard; three tries."""
+    return Binding.of(await devices.answer_binding(desk, actor, node_id, form.code))
+
+
+@router.post("/nodes/{node_id}/approval")
+@asks(Action.NODE_APPROVE)
+async def approve_node(desk: DeskDep, actor: ActorDep, node_id: IdPath) -> Node:
+    """End its probation: it sounds from now on, and the node it replaces is retired. Not by who typed the code."""
+    return Node.of(await devices.approve_node(desk, actor, node_id))
+
+
+@router.post("/nodes/{node_id}/quarantine")
+@asks(Action.NODE_RETIRE)
+async def quarantine_node(desk: DeskDep, actor: ActorDep, node_id: IdPath, form: Because) -> Node:
+    """Silence it at once; its plan is empty and its assets are closed to it until it is released."""
+    return Node.of(await devices.quarantine_node(desk, actor, node_id, form.reason))
+
+
+@router.post("/nodes/{node_id}/release")
+@asks(Action.NODE_APPROVE)
+async def release_node(desk: DeskDep, actor: ActorDep, node_id: IdPath, form: Because) -> Node:
+    """Out of quarantine, after another binding check."""
+    return Node.of(await devices.release_node(desk, actor, node_id, form.reason))
 
 
 # -- orders -----------------------------------------------------------------------------------------------------------

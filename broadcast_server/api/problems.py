@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from broadcast_server import catalogue
+from broadcast_server.api.fields import TAG
 from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.logs import get_logger
 
@@ -251,5 +252,7 @@ def _path(loc: Sequence[str | int]) -> str:
         parts = parts[1:]
     path = ""
     for part in parts:
+        if isinstance(part, str) and part.startswith(TAG):
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path

@@ -23,6 +23,7 @@ from broadcast_server.api import (
     clusters,
     conflicts,
     emergencies,
+    enrolment,
     feeds,
     gate,
     live,
@@ -78,6 +79,7 @@ class Api(FastAPI):
 NOUNS: Final = (
     units,
     clusters,
+    enrolment,
     nodes,
     feeds,
     conflicts,

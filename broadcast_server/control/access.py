@@ -34,6 +34,7 @@ class Action(StrEnum):
     CLUSTER_EDIT = "cluster_edit"
     VOLUME_SET = "volume_set"
     NODE_ENROL = "node_enrol"
+    NODE_APPROVE = "node_approve"  # let a node sound: end its probation, release it from quarantine
     NODE_RETIRE = "node_retire"
     NODE_ORDER = "node_order"  # identify, test tone
     FEED_OWN = "feed_own"  # add, revoke, name a successor, see the address
@@ -77,6 +78,7 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
     Role.ADMIN: frozenset(
         _DEVICES
         | _FEEDS
+        | {Action.NODE_APPROVE}
         | {Action.PLACE_EDIT, Action.POLICY_EDIT}
         | {Action.PEOPLE_EDIT, Action.LOG_READ, Action.AUDIT_READ}
     ),
@@ -111,6 +113,7 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | _AIR
         | _APPROVE
         | _DEVICES
+        | {Action.NODE_APPROVE}
         | {Action.LIVE, Action.STOP_ALL, Action.POLICY_EDIT, Action.EMERGENCY_PROPOSE, Action.PEOPLE_EDIT}
         | _FEEDS
         | {Action.PLACE_EDIT, Action.SEND}

@@ -1,19 +1,15 @@
-"""Verbs on the fleet: clusters and groups, enrolment of nodes by token, retirement, orders to single nodes.
+"""Verbs on the fleet: clusters and groups, the register of nodes, their retirement, orders to single nodes.
 
-A maintainer must not break: (1) a secret (enrolment token, broker password, asset token) leaves this module once, in
-the answer that made it, and is stored as a hash; (2) one transaction takes a use from the token, retires the node it
-replaces and registers the new one, so a failed enrolment changes nothing; (3) a device key lives once: enrolling it
-again is a conflict until its node is retired; (4) a technician's tone obeys the quiet hours.
-
-The enrolment's answer is the agreement with the device's firmware; broker address and root key are facts that the
-engine room told the store (`store.facts`).
+A maintainer must not break: a technician's tone obeys the quiet hours; a node that is retired leaves nothing behind
+that opens a door (`store.fleet.retire_node`). How a node comes in is `control.enrolment`, how it is let sound
+`control.devices`.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 from enum import StrEnum
@@ -27,28 +23,23 @@ from broadcast_server.domain.clock import Chance, Window
 from broadcast_server.domain.errors import Conflict, Invalid, Refused
 from broadcast_server.domain.policy import QuietHours, policy_from_dict
 from broadcast_server.domain.stagger import SLOTS
-from broadcast_server.store import audit, facts, fleet, places
-from broadcast_server.store.people import secret_hash
+from broadcast_server.store import audit, devices, fleet, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
     ClusterRow,
     DeviceLogRow,
-    EnrolmentTokenRow,
     GroupRow,
     NodeRow,
     NodeStatusRow,
     OutboxRow,
 )
 from broadcast_server.store.types import fold
-from broadcast_server.store.words import OutboxState
+from broadcast_server.store.words import NodeState, OutboxState
 
-LONGEST_TOKEN: Final = timedelta(days=90)
-MOST_USES: Final = 20_000
 MOST_GAIN_DB: Final = 12.0
 LEAST_ALERT_GAIN_DB: Final = -20.0
 """An emergency may be made softer for a near house, never inaudible."""
 _CODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_PUBLIC_KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 
 # -- what a cluster's node is told ------------------------------------------------------------------------------------
@@ -170,8 +161,8 @@ async def create_cluster(desk: Desk, actor: Actor, request: NewCluster) -> Clust
 
     def work(session: Session) -> ClusterView:
         access.authorize(session, actor, Action.CLUSTER_EDIT, request.unit_id, at=now)
-        row = _new_cluster(session, cluster_id, request, now)
-        _tell(session, actor.login, "cluster.create", row, now, {"code": row.code, "name": row.name})
+        row = new_cluster(session, cluster_id, request, now)
+        tell(session, actor.login, "cluster.create", row, now, {"code": row.code, "name": row.name})
         return ClusterView(row, None)
 
     return await desk.store.begin(work)
@@ -200,7 +191,7 @@ async def update_cluster(
             detail["config"] = {"before": row.config, "after": change.config.to_dict()}
             row.config = change.config.to_dict()
         row.version += 1
-        _tell(session, actor.login, "cluster.update", row, now, detail)
+        tell(session, actor.login, "cluster.update", row, now, detail)
         return _cluster_view(session, row)
 
     return await desk.store.begin(work)
@@ -213,13 +204,13 @@ async def retire_cluster(desk: Desk, actor: Actor, cluster_id: str, *, version: 
     def work(session: Session) -> ClusterView:
         row = fleet.cluster(session, cluster_id)
         access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
-        _in_service(row)
+        check_in_service(row)
         check_version(row.version, version)
-        for node in fleet.live_nodes_of_clusters(session, [row.id]).values():
-            _retire(session, actor.login, node, now, "cluster_retired")
+        for node in fleet.nodes_in_service(session, [row.id]):
+            retire(session, actor.login, node, now, "cluster_retired")
         row.retired_at = now
         row.version += 1
-        _tell(session, actor.login, "cluster.retire", row, now, {})
+        tell(session, actor.login, "cluster.retire", row, now, {})
         return ClusterView(row, None)
 
     return await desk.store.begin(work)
@@ -291,7 +282,7 @@ async def create_group(desk: Desk, actor: Actor, unit_id: str, name: str, cluste
         session.add(row)
         session.flush()
         _set_members(session, row, cluster_ids, now)
-        _audit(session, actor.login, "group.create", unit_id, f"group/{group_id}", now, {"name": row.name})
+        note(session, actor.login, "group.create", unit_id, f"group/{group_id}", now, {"name": row.name})
         return _group_view(session, row)
 
     return await desk.store.begin(work)
@@ -319,7 +310,7 @@ async def update_group(
             _set_members(session, row, cluster_ids, now)
         row.version += 1
         detail = {"name": row.name, "clusters": None if cluster_ids is None else len(cluster_ids)}
-        _audit(session, actor.login, "group.update", row.unit_id, f"group/{row.id}", now, detail)
+        note(session, actor.login, "group.update", row.unit_id, f"group/{row.id}", now, detail)
         return _group_view(session, row)
 
     return await desk.store.begin(work)
@@ -352,213 +343,32 @@ async def list_groups(
     return await desk.store.read(work)
 
 
-# -- enrolment --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class NewEnrolmentToken:
-    """The right to enrol `uses` nodes for one unit, for so long."""
-
-    unit_id: str
-    uses: int = 1
-    valid_for: timedelta = timedelta(hours=24)
-
-
-@dataclass(frozen=True, slots=True)
-class EnrolmentTicket:
-    """A token with its secret, which is told only here."""
-
-    token: EnrolmentTokenRow
-    secret: str
-
-
-async def create_enrolment_token(desk: Desk, actor: Actor, request: NewEnrolmentToken) -> EnrolmentTicket:
-    """Make a token. Raises `Invalid` on too many uses or too long a life."""
-    now = desk.clock.now()
-    token_id = desk.chance.new_id()
-    secret = new_secret(desk.chance, "enr_")
-    if not 1 <= request.uses <= MOST_USES:
-        raise Invalid("uses_out_of_range", field="uses", most=MOST_USES)
-    if not timedelta(0) < request.valid_for <= LONGEST_TOKEN:
-        raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=int(LONGEST_TOKEN.total_seconds()))
-
-    def work(session: Session) -> EnrolmentTicket:
-        access.authorize(session, actor, Action.NODE_ENROL, request.unit_id, at=now)
-        row = EnrolmentTokenRow(
-            id=token_id,
-            unit_id=request.unit_id,
-            secret_hash=secret_hash(secret),
-            uses_left=request.uses,
-            expires_at=now + request.valid_for,
-            created_by=actor.login,
-            created_at=now,
-        )
-        session.add(row)
-        detail = {"uses": request.uses, "expires_at": row.expires_at.isoformat()}
-        subject = f"enrolment_token/{token_id}"
-        _audit(session, actor.login, "enrolment_token.create", request.unit_id, subject, now, detail)
-        return EnrolmentTicket(row, secret)
-
-    return await desk.store.begin(work)
-
-
-async def list_enrolment_tokens(desk: Desk, actor: Actor, unit_id: str) -> list[EnrolmentTokenRow]:
-    """The unit's tokens that can still be used."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> list[EnrolmentTokenRow]:
-        access.authorize(session, actor, Action.NODE_ENROL, unit_id, at=now)
-        return fleet.list_enrolment_tokens(session, unit_id, now)
-
-    return await desk.store.read(work)
-
-
-async def void_enrolment_token(desk: Desk, actor: Actor, token_id: str) -> None:
-    """Make a token worthless. Raises `NotFound("unknown_enrolment_token")`."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> None:
-        row = fleet.enrolment_token_row(session, token_id)
-        access.authorize(session, actor, Action.NODE_ENROL, row.unit_id, at=now)
-        row.uses_left = 0
-        _audit(session, actor.login, "enrolment_token.void", row.unit_id, f"enrolment_token/{row.id}", now, {})
-
-    await desk.store.begin(work)
-
-
-@dataclass(frozen=True, slots=True)
-class Enrol:
-    """What a device says of itself. `public_key`: its Ed25519 key, 64 lower-case hex digits."""
-
-    token: str
-    public_key: str
-    hardware: str
-    firmware: str
-    cluster_code: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Enrolled:
-    """What a device needs to begin; the two secrets are told only here. `path`: unit ids, own first, root last."""
-
-    node_id: str
-    cluster_id: str
-    broker: Mapping[str, Any]
-    password: str
-    root_public_key: str
-    path: tuple[str, ...]
-    assets_url: str
-    asset_token: str
-    server_time: datetime
-    replaced_node_id: str | None
-
-
-async def enrol(desk: Desk, request: Enrol) -> Enrolled:
-    """Register a device as the node of a cluster of the token's unit. The token is the only authority.
-
-    Without a `cluster_code` a new cluster is made; with the code of a cluster that has a node, that node is retired.
-    Raises `Refused("enrolment_token_unknown" | "enrolment_token_expired" | "enrolment_token_spent")`,
-    `Invalid("public_key_invalid")`, `Conflict("node_already_enrolled" | "cluster_retired")`, and
-    `Unavailable("fact_unknown")` before the server first ran.
-    """
-    now = desk.clock.now()
-    if not _PUBLIC_KEY.fullmatch(request.public_key):
-        raise Invalid("public_key_invalid", field="public_key")
-    node_id, cluster_id = desk.chance.new_id(), desk.chance.new_id()
-    password, asset_token = new_secret(desk.chance, ""), new_secret(desk.chance, "ast_")
-    line = fleet.mosquitto_password_line(node_id, password, desk.chance.token_bytes(12))
-
-    def work(session: Session) -> Enrolled:
-        token = _spend(session, request.token, now)
-        told_by = f"enrolment_token/{token.id}"
-        known = fleet.live_node_of_key(session, request.public_key)
-        if known is not None:
-            raise Conflict("node_already_enrolled", field="public_key", node_id=known.id)
-        cluster = _cluster_to_drive(session, token.unit_id, request.cluster_code, cluster_id, told_by, now)
-        replaced = fleet.live_nodes_of_clusters(session, [cluster.id]).get(cluster.id)
-        if replaced is not None:
-            _retire(session, told_by, replaced, now, "replaced")
-        row = NodeRow(
-            id=node_id,
-            unit_id=cluster.unit_id,
-            cluster_id=cluster.id,
-            public_key=request.public_key,
-            hardware=_printable(request.hardware),
-            firmware=_printable(request.firmware),
-            broker_password_line=line,
-            asset_token_hash=secret_hash(asset_token),
-            enrolled_at=now,
-        )
-        session.add(row)
-        session.flush()
-        detail = {
-            "cluster_id": cluster.id,
-            "public_key": request.public_key,
-            "hardware": row.hardware,
-            "replaced": None if replaced is None else replaced.id,
-        }
-        _audit(session, told_by, "node.enrol", row.unit_id, f"node/{node_id}", now, detail)
-        return Enrolled(
-            node_id=node_id,
-            cluster_id=cluster.id,
-            broker=facts.get(session, facts.BROKER),
-            password=password,
-            root_public_key=facts.get(session, facts.ROOT_PUBLIC_KEY)["hex"],
-            path=places.path_of(session, cluster.unit_id, places.local_date(now)),
-            assets_url=f"{facts.get(session, facts.PUBLIC_URL)['url']}/api/v1/assets",
-            asset_token=asset_token,
-            server_time=now,
-            replaced_node_id=None if replaced is None else replaced.id,
-        )
-
-    return await desk.store.begin(work)
-
-
-def _spend(session: Session, secret: str, now: datetime) -> EnrolmentTokenRow:
-    row = fleet.enrolment_token(session, secret)
-    if row is None:
-        raise Refused("enrolment_token_unknown", field="token")
-    if row.expires_at <= now:
-        raise Refused("enrolment_token_expired", field="token", expired_at=row.expires_at.isoformat())
-    if row.uses_left <= 0:
-        raise Refused("enrolment_token_spent", field="token")
-    row.uses_left -= 1
-    return row
-
-
-def _cluster_to_drive(
-    session: Session, unit_id: str, code: str | None, new_id: str, told_by: str, now: datetime
-) -> ClusterRow:
-    if code is not None:
-        row = fleet.cluster_of_code(session, unit_id, code)
-        if row is not None:
-            _in_service(row)
-            return row
-    row = _new_cluster(session, new_id, NewCluster(unit_id, code=code), now)
-    _tell(session, told_by, "cluster.create", row, now, {"code": row.code, "name": row.name})
-    return row
-
-
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node, its cluster, its last word (`status` None: never heard of), and how much of its log is here."""
+    """A node, its cluster, its last word (`status` None: never heard of), and how much of its log is here.
+
+    `bound_at`: when somebody on site typed in the code it spoke; `certificate_until`: None where it has none.
+    """
 
     node: NodeRow
     cluster: ClusterRow
     status: NodeStatusRow | None
     log: DeviceLogRow | None
+    bound_at: datetime | None = None
+    certificate_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeQuery:
-    """Which nodes: within a unit's subtree, of one cluster, whose last `link` was `online` or `offline`."""
+    """Which nodes: within a unit's subtree, of one cluster, whose last `link` was `online` or `offline`, in a state."""
 
     within: str | None = None
     cluster_id: str | None = None
     link: str | None = None
+    state: NodeState | None = None
     retired: bool = False
     after: str | None = None
     limit: int = 100
@@ -575,11 +385,12 @@ async def list_nodes(desk: Desk, actor: Actor, query: NodeQuery) -> list[NodeVie
             places.local_date(now),
             cluster_id=query.cluster_id,
             link=query.link,
+            state=query.state,
             retired=query.retired,
             after=query.after,
             limit=query.limit,
         )
-        return [NodeView(*one) for one in seen]
+        return node_views(session, seen)
 
     return await desk.store.read(work)
 
@@ -591,8 +402,7 @@ async def get_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
     def work(session: Session) -> NodeView:
         row = fleet.node(session, node_id)
         access.authorize(session, actor, Action.READ, row.unit_id, at=now)
-        (seen,) = fleet.list_nodes(session, None, places.local_date(now), node_id=node_id, retired=True)
-        return NodeView(*seen)
+        return node_view(session, node_id, now)
 
     return await desk.store.read(work)
 
@@ -604,10 +414,9 @@ async def retire_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
     def work(session: Session) -> NodeView:
         row = fleet.node(session, node_id)
         access.authorize(session, actor, Action.NODE_RETIRE, row.unit_id, at=now)
-        _node_in_service(row)
-        _retire(session, actor.login, row, now, "retired")
-        (seen,) = fleet.list_nodes(session, None, places.local_date(now), node_id=node_id, retired=True)
-        return NodeView(*seen)
+        check_node_in_service(row)
+        retire(session, actor.login, row, now, "retired")
+        return node_view(session, node_id, now)
 
     return await desk.store.begin(work)
 
@@ -646,7 +455,7 @@ async def order_node(desk: Desk, actor: Actor, request: Order) -> OutboxRow:
         node = fleet.node(session, request.node_id)
         needed = Action.NODE_RETIRE if request.verb is OrderVerb.REBOOT else Action.NODE_ORDER
         access.authorize(session, actor, needed, node.unit_id, at=now)
-        _node_in_service(node)
+        check_node_in_service(node)
         if request.verb is OrderVerb.TEST_TONE:
             _not_at_night(session, node, Window(now, now + request.expires_in + timedelta(seconds=request.seconds)))
         row = OutboxRow(
@@ -663,7 +472,7 @@ async def order_node(desk: Desk, actor: Actor, request: Order) -> OutboxRow:
         )
         session.add(row)
         detail = {"verb": request.verb.value, "seconds": request.seconds, "order_id": order_id}
-        _audit(session, actor.login, "node.order", node.unit_id, f"node/{node.id}", now, detail)
+        note(session, actor.login, "node.order", node.unit_id, f"node/{node.id}", now, detail)
         return row
 
     return await desk.store.begin(work)
@@ -707,7 +516,8 @@ def roots_for(
     return frozenset({within})
 
 
-def _new_cluster(session: Session, cluster_id: str, request: NewCluster, now: datetime) -> ClusterRow:
+def new_cluster(session: Session, cluster_id: str, request: NewCluster, now: datetime) -> ClusterRow:
+    """Enter a cluster's row. Raises `Invalid("cluster_code_invalid")`, `Conflict("cluster_code_taken")`."""
     number = fleet.free_cluster_number(session, request.unit_id)
     code = request.code or f"C{number:02d}"
     if not _CODE.fullmatch(code):
@@ -741,6 +551,24 @@ def _set_members(session: Session, group: GroupRow, cluster_ids: tuple[str, ...]
     fleet.set_members(session, group.id, cluster_ids)
 
 
+def node_view(session: Session, node_id: str, now: datetime) -> NodeView:
+    """One node, retired or not."""
+    (view,) = node_views(
+        session, fleet.list_nodes(session, None, places.local_date(now), node_id=node_id, retired=True)
+    )
+    return view
+
+
+def node_views(session: Session, seen: Sequence[fleet.NodeSeen]) -> list[NodeView]:
+    """Rows of nodes with what single boxes are about."""
+    ids = [one.node.id for one in seen]
+    bindings, ends = devices.bindings_of(session, ids), devices.valid_until_of(session, ids)
+    return [
+        NodeView(*one, bindings[one.node.id].confirmed_at if one.node.id in bindings else None, ends.get(one.node.id))
+        for one in seen
+    ]
+
+
 def _group_view(session: Session, row: GroupRow) -> GroupView:
     return GroupView(row, fleet.members_of(session, [row.id])[row.id])
 
@@ -750,24 +578,22 @@ def _cluster_view(session: Session, row: ClusterRow) -> ClusterView:
     return ClusterView(row, None if node is None else node.id)
 
 
-def _retire(session: Session, told_by: str, row: NodeRow, now: datetime, why: str) -> None:
+def retire(session: Session, told_by: str, row: NodeRow, now: datetime, why: str) -> None:
+    """Take a node out of service and say who did and why."""
     fleet.retire_node(session, row, now)
-    _audit(session, told_by, "node.retire", row.unit_id, f"node/{row.id}", now, {"why": why})
+    note(session, told_by, "node.retire", row.unit_id, f"node/{row.id}", now, {"why": why})
 
 
-def _in_service(row: ClusterRow) -> None:
+def check_in_service(row: ClusterRow) -> None:
+    """Raises `Conflict("cluster_retired")`."""
     if row.retired_at is not None:
         raise Conflict("cluster_retired", cluster_id=row.id)
 
 
-def _node_in_service(row: NodeRow) -> None:
+def check_node_in_service(row: NodeRow) -> None:
+    """Raises `Conflict("node_retired")`."""
     if row.retired_at is not None:
         raise Conflict("node_retired", node_id=row.id)
-
-
-def _printable(text: str) -> str:
-    """What a device says of itself, kept as far as it is printable."""
-    return "".join(sign for sign in text if sign.isprintable())[:120]
 
 
 def _position(latitude: float | None, longitude: float | None) -> None:
@@ -777,11 +603,13 @@ def _position(latitude: float | None, longitude: float | None) -> None:
         raise Invalid("position_out_of_range", field="latitude")
 
 
-def _tell(session: Session, told_by: str, verb: str, row: ClusterRow, now: datetime, detail: dict[str, Any]) -> None:
-    _audit(session, told_by, verb, row.unit_id, f"cluster/{row.id}", now, detail)
+def tell(session: Session, told_by: str, verb: str, row: ClusterRow, now: datetime, detail: dict[str, Any]) -> None:
+    """Append the audit row of what was done to a cluster."""
+    note(session, told_by, verb, row.unit_id, f"cluster/{row.id}", now, detail)
 
 
-def _audit(
+def note(
     session: Session, told_by: str, verb: str, unit_id: str, subject: str, now: datetime, detail: dict[str, Any]
 ) -> None:
+    """Append an audit row."""
     audit.append(session, now=now, actor=told_by, verb=verb, unit_id=unit_id, subject=subject, detail=detail)

@@ -23,6 +23,7 @@ from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.store import fleet, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import NodeRow, NodeStatusRow
+from broadcast_server.store.words import NodeState
 
 AHEAD: Final = timedelta(hours=24)
 """How far the next item is looked for."""
@@ -92,7 +93,8 @@ async def readiness(desk: Desk, actor: Actor, unit_id: str, at: datetime | None 
         if first is None:
             return Readiness(unit_id, at, 0, 0, ())
         due = [(members, one) for members, one in due if one.start < first + TOGETHER]
-        nodes = fleet.live_nodes_of_clusters(session, clusters)
+        drivers = fleet.live_nodes_of_clusters(session, clusters)
+        nodes = {cluster: row for cluster, row in drivers.items() if row.state is NodeState.ACTIVE}
         words = fleet.statuses_of(session, [row.id for row in nodes.values()])
         return _judge(unit_id, at or first, due, nodes, words)
 

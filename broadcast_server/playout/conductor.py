@@ -190,6 +190,7 @@ class Conductor:
                 self._is_refilling, self._owes_all = self._is_refilling or self._owes_all, False
                 await self._publish_keys(desired, now)
                 await self._publish_plans(desired, now)
+                await self._clear_departed(desired)
                 await self._publish_states(desired, now)
                 await self._publish_overdue(desired, now)
                 await self._send_orders(now)
@@ -355,6 +356,19 @@ class Conductor:
         if wanted:
             await self._send_plans(desired, wanted, now)
 
+    async def _clear_departed(self, desired: Desired) -> None:
+        """Nodes that are retired leave nothing behind on the broker; the rows tell which have not been cleared yet."""
+        seated = {seat.node_id for target in desired.targets for seat in target.seats}
+        gone = sorted(self._published.keys() - seated - {seat.node_id for seat in desired.fleet.seats})
+        if not gone:
+            return
+        await self._publish(wire.departed(gone))
+        await self._store.begin(lambda session: plans.forget_published(session, gone), ring=False)
+        for node_id in gone:
+            del self._published[node_id]
+            self._states.pop(wire.config_topic(node_id), None)
+        log.info("plans.departed", nodes=len(gone))
+
     def _is_published(self, seat: Seat, sha256: str, valid_until: datetime) -> bool:
         plan = self._published.get(seat.node_id)
         return (
@@ -514,6 +528,7 @@ class Conductor:
                 verb=row.body.get("verb"),
                 seconds=row.body.get("seconds", 0),
                 expires_at=row.expires_at,
+                code=row.body.get("code"),
             )
             try:
                 to_send.append(

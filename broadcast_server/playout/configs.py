@@ -39,6 +39,7 @@ def node_configs(fleet: Fleet, facts: StationFacts) -> Iterator[wire.StateToSend
             path=paths[seat.unit_id],
             cluster_id=seat.cluster_id,
             groups=groups.get(seat.cluster_id, ()),
+            is_active=seat.is_active,
             quiet_minutes=(policy.quiet.from_min, policy.quiet.to_min),
             max_gain_db=policy.max_gain_db,
             max_minutes=(policy.max_minutes_per_day, policy.max_minutes_per_session),

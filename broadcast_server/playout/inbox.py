@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -26,11 +26,13 @@ from broadcast_server.playout import wire
 from broadcast_server.playout.anchoring import Anchoring
 from broadcast_server.playout.clock_watch import ClockWatch
 from broadcast_server.playout.pace import PRODUCTION, Pace
+from broadcast_server.playout.twins import Twins
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import device_logs, outbox, plans, reports
+from broadcast_server.store import device_logs, devices, outbox, plans, reports
 from broadcast_server.store.doorbell import Ear
 from broadcast_server.store.reports import KnownNode
 from broadcast_server.store.session import Session, Store
+from broadcast_server.store.words import QuarantineReason
 
 log = get_logger()
 
@@ -92,6 +94,7 @@ class Inbox:
         self._statuses: dict[str, wire.NodeWord] = {}
         self._reports: deque[wire.SignedReport] = deque(maxlen=REPORTS_WAITING)
         self._questions: asyncio.Queue[tuple[str, wire.TimeQuestion, datetime]] = asyncio.Queue(QUESTIONS_WAITING)
+        self._twins = Twins()
         self.refused: Counter[str] = Counter()
         self.answered = 0
         bus.subscribe(wire.STATUSES, self._take_status)
@@ -146,6 +149,7 @@ class Inbox:
         if not words and not believed:
             return
         try:
+            await self._silence_twins()
             kept_words, kept = await self._keep(words, believed)
         except Unavailable as away:
             log.warning("inbox.waits", code=away.code, statuses=len(words), reports=len(believed))
@@ -192,15 +196,40 @@ class Inbox:
         follows = {word.node_id: follows for word in words if (follows := word.follows) is not None}
         done = {(report.node_id, order) for report in believed if (order := report.done_order) is not None}
 
-        def write(session: Session) -> None:
+        def write(session: Session) -> frozenset[str]:
             if words:
                 reports.save_statuses(session, [word.row() for word in words], now=now, ids=ids)
                 plans.acknowledge(session, follows, now=now)
             rows = [report.row(received_at=now) for report in believed]
-            reports.save_reports(session, device_logs.take(session, rows, now=now))
+            taken = device_logs.take(session, rows, now=now)
+            reports.save_reports(session, taken.rows)
             outbox.acknowledge(session, done, now=now)
+            return taken.silenced
 
-        await self._store.begin(write, ring=False)
+        silenced = await self._store.begin(write, ring=False)
+        if silenced:
+            _alarm(silenced, QuarantineReason.LOG_FORK)
+            await self._store.begin(lambda _: None)  # this changes plans: whoever makes them is rung
+
+    async def _silence_twins(self) -> None:
+        """Put nodes that speak from two places into quarantine. Raises `Unavailable`; then they are still named."""
+        twins = self._twins.found
+        if not twins:
+            return
+        now = self._clock.now()
+
+        def write(session: Session) -> frozenset[str]:
+            why = QuarantineReason.TWO_PLACES
+            return frozenset(
+                node_id
+                for node_id in sorted(twins)
+                if devices.quarantine(session, node_id, why, told_by="inbox", now=now)
+            )
+
+        silenced = await self._store.begin(write)
+        self._twins.settle(twins)
+        if silenced:
+            _alarm(silenced, QuarantineReason.TWO_PLACES)
 
     def _put_back(self, words: list[wire.NodeWord], taken: list[wire.SignedReport]) -> None:
         for word in words:
@@ -219,6 +248,8 @@ class Inbox:
             self.refused["status_queue_full"] += 1  # it tells again
             return
         self._statuses[word.node_id] = word.after(self._statuses.get(word.node_id))
+        if word.is_online and not message.retained:
+            self._twins.heard(word.node_id, word.body.boot_id, self._clock.monotonic())
         if self._watch is not None and word.is_online:
             believed = word.believed_time
             self._watch.heard_status(word.node_id, *believed, message.arrived, retained=message.retained)
@@ -292,3 +323,8 @@ class Inbox:
                     sent += 1
                     if sent % ACKS_IN_A_TURN == 0:
                         await self._clock.sleep(0)  # a time question must not wait for a thousand signatures
+
+
+def _alarm(node_ids: Iterable[str], why: QuarantineReason) -> None:
+    for node_id in sorted(node_ids):
+        log.error("node.quarantined", node_id=node_id, why=why.value)

@@ -68,7 +68,10 @@ class TargetPlan:
 
 @dataclass(frozen=True, slots=True)
 class TargetSet:
-    """Nodes that hear the same under the same rules: targets they fall under, policy, quiet hours of their own."""
+    """Nodes that hear the same under the same rules: targets they fall under, policy, quiet hours of their own.
+
+    A node that is not active hears nothing.
+    """
 
     targets: _Targets
     policy: StationPolicy
@@ -111,7 +114,8 @@ class Fleet:
             policy = self.policies[seat.unit_id]
             quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
             shift = stagger.shift_of(seat.config.get("stagger_slot", 0), policy.stagger_s)
-            seated.setdefault((tuple(of_cluster.get(seat.cluster_id, ())), policy, quiet, shift), []).append(seat)
+            hears = of_cluster.get(seat.cluster_id, ()) if seat.is_active else ()
+            seated.setdefault((tuple(hears), policy, quiet, shift), []).append(seat)
         return tuple(TargetSet(*key, tuple(seats)) for key, seats in seated.items())
 
     def _reach(self, targets: tuple[Target, ...]) -> frozenset[str]:

@@ -180,6 +180,7 @@ def node_config(
     path: Sequence[str],
     cluster_id: str,
     groups: Sequence[str],
+    is_active: bool,
     quiet_minutes: tuple[int, int],
     max_gain_db: float,
     max_minutes: tuple[int | None, int | None],
@@ -198,6 +199,7 @@ def node_config(
             path=tuple(path),
             cluster=cluster_id,
             groups=tuple(groups),
+            active=is_active,
             quiet_from_min=quiet_minutes[0],
             quiet_to_min=quiet_minutes[1],
             max_gain_db=max_gain_db,
@@ -212,6 +214,17 @@ def node_config(
     except ValidationError as error:
         raise _unsayable(error) from error
     return StateToSend(Kind.CONFIG, node_id, unit_id, body.encode())
+
+
+def config_topic(node_id: str) -> str:
+    """Where a node's config is retained."""
+    return str(topics.NodeConfig(node_id))
+
+
+def departed(node_ids: Iterable[str]) -> list[tuple[str, bytes]]:
+    """What takes everything that is retained for nodes that are gone off the broker: topic and nothing."""
+    kinds = (topics.NodePlan, topics.NodeConfig, topics.NodeStatus)
+    return [(str(kind(node_id)), b"") for node_id in node_ids for kind in kinds]
 
 
 def alert_topic(unit_id: str) -> str:
@@ -276,8 +289,10 @@ class OrderToSend:
     unit_id: str
     verb: object
     seconds: object
-    """Both as the row has them; nonsense is refused when the message is made."""
+    """Both as the row has them, as is `code`; nonsense is refused when the message is made."""
     expires_at: datetime
+    code: object = None
+    """What the node shall speak."""
 
 
 async def order_message(
@@ -286,7 +301,7 @@ async def order_message(
     """Topic and payload of an order. Raises `Invalid` if it is none."""
     try:
         body = messages.OrderBody.model_validate(
-            {"order_id": order.order_id, "verb": order.verb, "seconds": order.seconds}
+            {"order_id": order.order_id, "verb": order.verb, "seconds": order.seconds, "code": order.code}
         ).encode()
     except ValidationError as error:
         raise _unsayable(error) from error

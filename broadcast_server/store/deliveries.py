@@ -29,6 +29,7 @@ from broadcast_server.store import places
 from broadcast_server.store.reports import Line
 from broadcast_server.store.tables import BroadcastRow, ClusterRow, DeliveryRow, NodeRow, NodeStatusRow, PlayRow
 from broadcast_server.store.types import UtcDateTime, Word
+from broadcast_server.store.words import NodeState
 
 _COLUMNS: Final = (
     DeliveryRow.subject,
@@ -75,7 +76,7 @@ def enlist(
             literal(now, instant),
         )
         .join(ClusterRow, ClusterRow.id == NodeRow.cluster_id)
-        .where(NodeRow.retired_at.is_(None), ClusterRow.unit_id.in_(places.subtree_query(units, on)))
+        .where(NodeRow.state == NodeState.ACTIVE, ClusterRow.unit_id.in_(places.subtree_query(units, on)))
     )
     names = (
         "subject",

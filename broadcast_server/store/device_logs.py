@@ -3,7 +3,7 @@
 Every line carries its number and the digest of the line before it, so a gap is visible and a second version of a line
 cannot hide. A maintainer must not break: (1) a line that contradicts the chain never takes a place in it; it is kept
 as evidence, its report is kept outside of the chain (what it tells may be true), and the node is named as cloned in
-the audit log, once; (2) all of it happens in the transaction that stores the reports.
+the audit log, once, and silenced; (2) all of it happens in the transaction that stores the reports.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
-from broadcast_server.store import audit
+from broadcast_server.store import audit, devices
 from broadcast_server.store.tables import DeviceForkRow, DeviceLogRow, NodeRow, ReportRow
 from broadcast_server.store.upsert import upsert
+from broadcast_server.store.words import QuarantineReason
 
 _AT_ONCE: Final = 2_000
 
@@ -48,14 +49,21 @@ class _Link:
     previous: str | None
 
 
-def take(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> list[dict[str, Any]]:
+class Taken(NamedTuple):
+    """Report rows as they are to be kept, and the nodes that were silenced because two speak under their name."""
+
+    rows: list[dict[str, Any]]
+    silenced: frozenset[str]
+
+
+def take(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> Taken:
     """Hold new report rows against the chains; the same rows, those that contradict one set outside of it.
 
-    Moves the extents on, keeps the evidence and names the node in the audit log.
+    Moves the extents on, keeps the evidence, names the node in the audit log and puts it into quarantine.
     """
     new = _unknown(session, [row for row in rows if row["line"] is not None])
     if not new:
-        return list(rows)
+        return Taken(list(rows), frozenset())
     links = _links(session, {(row["node_id"], row["line"] + step) for row in new for step in (-1, 0, 1)})
     forks: list[dict[str, Any]] = []
     taken: dict[str, set[int]] = {}
@@ -78,12 +86,18 @@ def take(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> 
     upsert(session, DeviceForkRow, forks)
     outside = {(fork["node_id"], fork["digest"]) for fork in forks}
     _move_on(session, taken, forks, now)
-    return [
+    silenced = {
+        node_id
+        for node_id in sorted({fork["node_id"] for fork in forks})
+        if devices.quarantine(session, node_id, QuarantineReason.LOG_FORK, told_by="inbox", now=now)
+    }
+    kept = [
         {**row, "line": None, "previous": None}
         if row["line"] is not None and (row["node_id"], hashlib.sha256(row["envelope"]).hexdigest()) in outside
         else row
         for row in rows
     ]
+    return Taken(kept, frozenset(silenced))
 
 
 def _contradicts(links: dict[_Place, _Link], node_id: str, line: int, link: _Link) -> bool:

@@ -1,6 +1,7 @@
 """Rows of the fleet: clusters, groups, nodes with their last status, enrolment tokens, orders to nodes.
 
-A maintainer must not break: (1) one live node per cluster and one live node per device key; (2) a node's password and
+A maintainer must not break: (1) one node drives a cluster, beside it at most one is on probation, and a device key
+lives once; (2) a node's password and
 asset token are told once and stored only as hashes; (3) `ClusterRow.config` holds the keys of the wire's node config.
 """
 
@@ -16,7 +17,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.errors import NotFound
-from broadcast_server.store import places
+from broadcast_server.store import devices, places
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.tables import (
     ClusterRow,
@@ -29,7 +30,7 @@ from broadcast_server.store.tables import (
     NodeStatusRow,
     OutboxRow,
 )
-from broadcast_server.store.words import OutboxState
+from broadcast_server.store.words import NodeState, OutboxState
 
 PASSWORD_ITERATIONS: Final = 101
 """Few, because the password is 192 random bits; mosquitto's own default."""
@@ -159,10 +160,20 @@ def live_node_of_key(session: Session, public_key: str) -> NodeRow | None:
     return session.scalar(select(NodeRow).where(NodeRow.public_key == public_key, NodeRow.retired_at.is_(None)))
 
 
-def live_nodes_of_clusters(session: Session, cluster_ids: Collection[str]) -> dict[str, NodeRow]:
-    """The node in service of each of these clusters."""
+def nodes_in_service(session: Session, cluster_ids: Collection[str]) -> list[NodeRow]:
+    """All nodes of these clusters that are not retired, those on probation too."""
     rows = session.scalars(select(NodeRow).where(NodeRow.cluster_id.in_(cluster_ids), NodeRow.retired_at.is_(None)))
-    return {row.cluster_id: row for row in rows}
+    return list(rows)
+
+
+def live_nodes_of_clusters(session: Session, cluster_ids: Collection[str]) -> dict[str, NodeRow]:
+    """The node that drives each of these clusters; where none does, the one that is to."""
+    found: dict[str, NodeRow] = {}
+    for row in nodes_in_service(session, cluster_ids):
+        known = found.get(row.cluster_id)
+        if known is None or known.state is NodeState.PROBATION:
+            found[row.cluster_id] = row
+    return found
 
 
 def statuses_of(session: Session, node_ids: Collection[str]) -> dict[str, NodeStatusRow]:
@@ -176,9 +187,9 @@ def statuses_of(session: Session, node_ids: Collection[str]) -> dict[str, NodeSt
 
 
 def node_of_asset_token(session: Session, secret: str) -> NodeRow | None:
-    """Whose asset credential this is, if the node is in service."""
+    """Whose asset credential this is, if the node is active."""
     return session.scalar(
-        select(NodeRow).where(NodeRow.asset_token_hash == secret_hash(secret), NodeRow.retired_at.is_(None))
+        select(NodeRow).where(NodeRow.asset_token_hash == secret_hash(secret), NodeRow.state == NodeState.ACTIVE)
     )
 
 
@@ -191,6 +202,9 @@ def password_lines(session: Session) -> dict[str, str]:
 def retire_node(session: Session, row: NodeRow, now: datetime) -> None:
     """Out of service from now on: its credentials are void, what it had to acknowledge is given up."""
     row.retired_at = now
+    devices.change_state(row, NodeState.RETIRED)
+    devices.forget_code(session, row.id)
+    devices.revoke_certificates(session, row.id, now)
     session.execute(
         update(OutboxRow)
         .where(OutboxRow.node_id == row.id, OutboxRow.state.in_((OutboxState.PENDING, OutboxState.SENT)))
@@ -219,6 +233,7 @@ def list_nodes(
     node_id: str | None = None,
     cluster_id: str | None = None,
     link: str | None = None,
+    state: NodeState | None = None,
     retired: bool = False,
     after: str | None = None,
     limit: int = 100,
@@ -240,7 +255,9 @@ def list_nodes(
         query = query.where(NodeRow.cluster_id == cluster_id)
     if link is not None:
         query = query.where(NodeStatusRow.link == link)
-    if not retired:
+    if state is not None:
+        query = query.where(NodeRow.state == state)
+    elif not retired:
         query = query.where(NodeRow.retired_at.is_(None))
     if after is not None:
         query = query.where(NodeRow.id > after)

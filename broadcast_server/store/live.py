@@ -20,7 +20,7 @@ from broadcast_server.store.tables import (
     ScheduleRow,
     StopAllRow,
 )
-from broadcast_server.store.words import LiveState, RecordingState, ScheduleState
+from broadcast_server.store.words import LiveState, NodeState, RecordingState, ScheduleState
 
 
 def add(session: Session, row: LiveSessionRow) -> LiveSessionRow:
@@ -73,9 +73,9 @@ def list_sessions(
 
 
 def nodes_of(session: Session, clusters: Collection[str]) -> int:
-    """How many nodes in service these clusters have."""
+    """How many active nodes these clusters have."""
     wanted = frozenset(clusters)
-    rows = session.scalars(select(NodeRow.cluster_id).where(NodeRow.retired_at.is_(None)))
+    rows = session.scalars(select(NodeRow.cluster_id).where(NodeRow.state == NodeState.ACTIVE))
     return sum(cluster in wanted for cluster in rows)
 
 

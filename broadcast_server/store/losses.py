@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.tables import ConflictRow, NodePlanRow, NodeRow, NodeStatusRow
-from broadcast_server.store.words import ConflictKind
+from broadcast_server.store.words import ConflictKind, NodeState
 
 
 def not_held(session: Session, schedule_id: str, start: datetime) -> ConflictRow | None:
@@ -31,7 +31,7 @@ def node_behind(session: Session, cluster_id: str, now: datetime, patience: time
         .join(NodePlanRow, NodePlanRow.node_id == NodeRow.id)
         .where(
             NodeRow.cluster_id == cluster_id,
-            NodeRow.retired_at.is_(None),
+            NodeRow.state == NodeState.ACTIVE,
             NodePlanRow.acknowledged_at.is_(None),
             NodePlanRow.published_at < now - patience,
         )

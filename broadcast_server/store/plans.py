@@ -25,17 +25,18 @@ from broadcast_server.store.tables import (
     UnitRow,
 )
 from broadcast_server.store.upsert import upsert
-from broadcast_server.store.words import ConflictKind
+from broadcast_server.store.words import ConflictKind, NodeState
 
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """An active node where it sits. `config`: the cluster's own settings."""
+    """A node where it sits. `config`: the cluster's own settings; `is_active`: whether anything may sound on it."""
 
     node_id: str
     unit_id: str
     cluster_id: str
     config: Mapping[str, Any]
+    is_active: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ class PublishedPlan:
 def seats(session: Session) -> tuple[Seat, ...]:
     """All nodes that are not retired, in order of id."""
     rows = session.execute(
-        select(NodeRow.id, ClusterRow.unit_id, NodeRow.cluster_id, ClusterRow.config)
+        select(NodeRow.id, ClusterRow.unit_id, NodeRow.cluster_id, ClusterRow.config, NodeRow.state)
         .join(ClusterRow, ClusterRow.id == NodeRow.cluster_id)
         .where(NodeRow.retired_at.is_(None))
         .order_by(NodeRow.id)
     )
-    return tuple(Seat(*row) for row in rows)
+    return tuple(Seat(row[0], row[1], row[2], row[3], row[4] is NodeState.ACTIVE) for row in rows)
 
 
 def policies(session: Session) -> dict[str, dict[str, Any]]:
@@ -131,6 +132,12 @@ def record_published(
     )
 
 
+def forget_published(session: Session, node_ids: Sequence[str]) -> None:
+    """These nodes are sent nothing any more."""
+    for start in range(0, len(node_ids), 5_000):
+        session.execute(delete(NodePlanRow).where(NodePlanRow.node_id.in_(node_ids[start : start + 5_000])))
+
+
 def acknowledge(session: Session, told: Mapping[str, tuple[str, int, int]], *, now: datetime) -> None:
     """Nodes said which plan they follow: `told` is `(body hash, epoch, sequence)` by node.
 
@@ -181,6 +188,7 @@ def fleet_mark(session: Session) -> tuple[int, ...]:
             *of(func.count(UnitLinkRow.id), func.count(UnitLinkRow.valid_to)),
             *of(func.count(ClusterRow.id), func.coalesce(func.sum(ClusterRow.version), 0)),
             *of(func.count(ClusterRow.retired_at), func.count(NodeRow.id), func.count(NodeRow.retired_at)),
+            *of(func.coalesce(func.sum(NodeRow.version), 0)),
             *of(
                 func.count(GroupRow.id),
                 func.coalesce(func.sum(GroupRow.version), 0),

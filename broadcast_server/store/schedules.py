@@ -49,6 +49,7 @@ from broadcast_server.store.words import (
     ContentKind,
     ExceptionKind,
     FeedState,
+    NodeState,
     ScheduleKind,
     ScheduleState,
     VersionState,
@@ -336,7 +337,7 @@ def any_online(session: Session, cluster_ids: Collection[str]) -> bool:
     online = session.scalars(
         select(NodeRow.cluster_id)
         .join(NodeStatusRow, NodeStatusRow.node_id == NodeRow.id)
-        .where(NodeRow.retired_at.is_(None), NodeStatusRow.link == "online")
+        .where(NodeRow.state == NodeState.ACTIVE, NodeStatusRow.link == "online")
     )
     wanted = frozenset(cluster_ids)
     return any(cluster_id in wanted for cluster_id in online)

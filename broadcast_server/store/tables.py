@@ -29,6 +29,7 @@ from broadcast_server.store.words import (
     LiveEnd,
     LiveState,
     MediaKind,
+    NodeState,
     OutboxState,
     RecordingState,
     RelayedKind,
@@ -179,6 +180,11 @@ class NodeRow(Base):
     asset_token_hash: Mapped[str] = mapped_column(String(64), unique=True)
     enrolled_at: Mapped[datetime]
     retired_at: Mapped[datetime | None]
+    state: Mapped[NodeState] = mapped_column(Word(NodeState), default=NodeState.ACTIVE)
+    state_reason: Mapped[str | None] = mapped_column(String(300))
+    serial: Mapped[str | None] = mapped_column(String(40), index=True)
+    version: Mapped[int] = mapped_column(default=1)
+    """Rises with every change of state."""
 
 
 class NodeStatusRow(Base):
@@ -219,6 +225,8 @@ class EnrolmentTokenRow(Base):
     unit_id: Mapped[str] = mapped_column(ForeignKey("units.id"), index=True)
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     uses_left: Mapped[int]
+    activates: Mapped[bool] = mapped_column(default=False)
+    """Whether what enrols with it is active at once."""
     expires_at: Mapped[datetime]
     created_by: Mapped[str]
     created_at: Mapped[datetime]

@@ -176,6 +176,29 @@ class OutboxState(StrEnum):
     EXPIRED = "expired"
 
 
+class NodeState(StrEnum):
+    """Life of a node: only an active one sounds what is planned or warned."""
+
+    PROBATION = "probation"
+    """Enrolled; nobody has approved yet that it hangs where it should."""
+    ACTIVE = "active"
+    QUARANTINED = "quarantined"
+    """Two devices speak with its key, or an officer says so."""
+    RETIRED = "retired"
+
+
+class QuarantineReason(StrEnum):
+    """Why a node was put into quarantine."""
+
+    LOG_FORK = "log_fork"
+    """Its log was told in two versions."""
+    TWO_PLACES = "two_places"
+    """Two devices take turns under its name."""
+    CLAIMED_TWICE = "claimed_twice"
+    """A second device came with its claim code."""
+    BY_OFFICER = "by_officer"
+
+
 class EmergencyMode(StrEnum):
     """Whether the danger is real; signed with the alert, so a node cannot mistake one for the other."""
 

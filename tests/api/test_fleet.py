@@ -167,7 +167,10 @@ def a_box(token: str, number: int = 1, **more: str) -> dict[str, str]:
 
 
 async def test_a_box_enrols_with_the_installers_token_alone(town: Town):
-    made = await town.tech.post(f"{V1}/enrolment-tokens", json={"unit_id": YEN_THANH, "uses": 2})
+    form = {"unit_id": YEN_THANH, "uses": 2, "activates": True}
+    refused = await town.tech.post(f"{V1}/enrolment-tokens", json=form)
+    assert (refused.status_code, refused.json()["code"]) == (403, "not_permitted")
+    made = await town.admin.post(f"{V1}/enrolment-tokens", json=form)
     assert made.headers["cache-control"] == "no-store"
     token = made.json()["token"]
     told = await town.stranger.post(f"{V1}/nodes/enrol", json=a_box(token))
@@ -177,6 +180,8 @@ async def test_a_box_enrols_with_the_installers_token_alone(town: Town):
     assert set(body) == {
         "node_id",
         "cluster_id",
+        "state",
+        "certificate",
         "broker",
         "username",
         "password",

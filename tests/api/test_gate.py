@@ -113,7 +113,11 @@ def test_only_what_machines_look_at_is_public():
     told = gate.close(create_api(None))  # type: ignore[arg-type] - nothing is called
 
     assert {one.path for one in told if one.door.entry is Entry.PUBLIC} == {"/healthz", "/readyz", "/metrics"}
-    assert {one.path for one in told if one.door.entry is Entry.SECRET} == {"/assets/{sha256}", "/nodes/enrol"}
+    assert {one.path for one in told if one.door.entry is Entry.SECRET} == {
+        "/assets/{sha256}",
+        "/nodes/enrol",
+        "/nodes/me/certificate",
+    }
 
 
 async def test_a_route_that_does_not_ask_what_it_declares_is_found_out():

@@ -8,17 +8,15 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
-from broadcast_server.control import fleet, people, places
+from broadcast_server.control import enrolment, fleet, people, places
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.enrolment import Enrol, Enrolled, NewEnrolmentToken
 from broadcast_server.control.fleet import (
     ClusterChange,
     ClusterConfig,
     ClusterQuery,
-    Enrol,
-    Enrolled,
     NewCluster,
-    NewEnrolmentToken,
     NodeQuery,
     Order,
     OrderVerb,
@@ -51,7 +49,8 @@ def clock_of(desk: Desk) -> FakeClock:
 
 
 async def a_token(desk: Desk, uses: int = 1, unit_id: str = YEN_THANH) -> str:
-    return (await fleet.create_enrolment_token(desk, OPERATOR, NewEnrolmentToken(unit_id, uses))).secret
+    request = NewEnrolmentToken(unit_id, uses, activates=True)
+    return (await enrolment.create_enrolment_token(desk, OPERATOR, request)).secret
 
 
 def a_box(token: str, number: int = 1, cluster_code: str | None = None) -> Enrol:
@@ -62,7 +61,7 @@ def a_box(token: str, number: int = 1, cluster_code: str | None = None) -> Enrol
 
 
 async def test_a_box_enrols_and_is_told_all_it_needs_once(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     assert told.path == (YEN_THANH, PROVINCE, COUNTRY)
     assert told.broker == {"host": "127.0.0.1", "port": 1883, "tls": False, "ca_pem": None}
     assert told.root_public_key == "ab" * 32
@@ -76,7 +75,7 @@ async def test_a_box_enrols_and_is_told_all_it_needs_once(desk: Desk):
 
 
 async def test_the_password_is_one_that_mosquitto_checks(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     lines = await desk.store.read(rows.password_lines)
     assert lines.keys() == {told.node_id}
     assert lines[told.node_id].startswith(f"{told.node_id}:$7$101$")
@@ -87,7 +86,7 @@ async def test_the_password_is_one_that_mosquitto_checks(desk: Desk):
 
 async def test_no_secret_is_written_anywhere(desk: Desk):
     token = await a_token(desk)
-    told = await fleet.enrol(desk, a_box(token))
+    told = await enrolment.enrol(desk, a_box(token))
 
     def everything(session) -> str:
         return repr([row.detail for row in session.scalars(select(AuditRow))]) + repr(
@@ -102,34 +101,34 @@ async def test_no_secret_is_written_anywhere(desk: Desk):
 
 async def test_a_token_is_good_for_its_uses(desk: Desk):
     token = await a_token(desk, uses=2)
-    await fleet.enrol(desk, a_box(token, 1))
-    await fleet.enrol(desk, a_box(token, 2))
+    await enrolment.enrol(desk, a_box(token, 1))
+    await enrolment.enrol(desk, a_box(token, 2))
     with pytest.raises(Refused, match="enrolment_token_spent"):
-        await fleet.enrol(desk, a_box(token, 3))
+        await enrolment.enrol(desk, a_box(token, 3))
     codes = [view.cluster.code for view in await fleet.list_clusters(desk, OPERATOR, ClusterQuery())]
     assert sorted(codes) == ["C01", "C02"]
 
 
 async def test_a_replayed_enrolment_is_a_conflict_and_costs_no_use(desk: Desk):
     token = await a_token(desk, uses=2)
-    first = await fleet.enrol(desk, a_box(token, 1))
+    first = await enrolment.enrol(desk, a_box(token, 1))
     with pytest.raises(Conflict, match="node_already_enrolled") as refused:
-        await fleet.enrol(desk, a_box(token, 1))
+        await enrolment.enrol(desk, a_box(token, 1))
     assert refused.value.facts["node_id"] == first.node_id
-    await fleet.enrol(desk, a_box(token, 2))
+    await enrolment.enrol(desk, a_box(token, 2))
 
 
 async def test_a_wrong_or_expired_or_voided_token_enrols_nobody(desk: Desk):
     with pytest.raises(Refused, match="enrolment_token_unknown"):
-        await fleet.enrol(desk, a_box("enr_guessed"))
+        await enrolment.enrol(desk, a_box("enr_guessed"))
     token = await a_token(desk)
     await clock_of(desk).advance(24 * 3_600)
     with pytest.raises(Refused, match="enrolment_token_expired"):
-        await fleet.enrol(desk, a_box(token))
-    voided = await fleet.create_enrolment_token(desk, OPERATOR, NewEnrolmentToken(YEN_THANH))
-    await fleet.void_enrolment_token(desk, OPERATOR, voided.token.id)
+        await enrolment.enrol(desk, a_box(token))
+    voided = await enrolment.create_enrolment_token(desk, OPERATOR, NewEnrolmentToken(YEN_THANH))
+    await enrolment.void_enrolment_token(desk, OPERATOR, voided.token.id)
     with pytest.raises(Refused, match="enrolment_token_spent"):
-        await fleet.enrol(desk, a_box(voided.secret))
+        await enrolment.enrol(desk, a_box(voided.secret))
     assert await fleet.list_nodes(desk, OPERATOR, NodeQuery()) == []
 
 
@@ -137,8 +136,8 @@ async def test_a_key_that_is_no_key_is_refused_before_anything(desk: Desk):
     token = await a_token(desk)
     for key in ("", "AB" * 32, "0" * 63):
         with pytest.raises(Invalid, match="public_key_invalid"):
-            await fleet.enrol(desk, replace(a_box(token), public_key=key))
-    assert (await fleet.enrol(desk, a_box(token))).node_id
+            await enrolment.enrol(desk, replace(a_box(token), public_key=key))
+    assert (await enrolment.enrol(desk, a_box(token))).node_id
 
 
 async def test_before_the_server_first_ran_a_box_is_told_to_try_later_and_nothing_is_spent():
@@ -146,8 +145,8 @@ async def test_before_the_server_first_ran_a_box_is_told_to_try_later_and_nothin
         await places.create_unit(desk, OPERATOR, NewUnit("commune", "Xã Mới", None, "x"))
         token = await a_token(desk, unit_id="x")
         with pytest.raises(Unavailable, match="fact_unknown"):
-            await fleet.enrol(desk, a_box(token))
-        (left,) = await fleet.list_enrolment_tokens(desk, OPERATOR, "x")
+            await enrolment.enrol(desk, a_box(token))
+        (left,) = await enrolment.list_enrolment_tokens(desk, OPERATOR, "x")
         assert left.uses_left == 1
 
 
@@ -155,8 +154,8 @@ async def test_before_the_server_first_ran_a_box_is_told_to_try_later_and_nothin
 
 
 async def replaced(desk: Desk) -> tuple[Enrolled, Enrolled]:
-    old = await fleet.enrol(desk, a_box(await a_token(desk), 1))
-    new = await fleet.enrol(desk, a_box(await a_token(desk), 2, cluster_code="C01"))
+    old = await enrolment.enrol(desk, a_box(await a_token(desk), 1))
+    new = await enrolment.enrol(desk, a_box(await a_token(desk), 2, cluster_code="C01"))
     return old, new
 
 
@@ -170,18 +169,18 @@ async def test_a_repair_swaps_the_node_and_the_cluster_stays(desk: Desk):
 
 async def test_a_repaired_box_may_be_enrolled_again_elsewhere(desk: Desk):
     old, _ = await replaced(desk)
-    again = await fleet.enrol(desk, a_box(await a_token(desk), 1, cluster_code="C07"))
+    again = await enrolment.enrol(desk, a_box(await a_token(desk), 1, cluster_code="C07"))
     assert again.node_id != old.node_id
     codes = {view.cluster.code for view in await fleet.list_clusters(desk, OPERATOR, ClusterQuery())}
     assert codes == {"C01", "C07"}
 
 
 async def test_a_retired_cluster_takes_its_node_along_and_takes_no_new_one(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     await fleet.retire_cluster(desk, OPERATOR, told.cluster_id)
     assert await desk.store.read(rows.password_lines) == {}
     with pytest.raises(Conflict, match="cluster_retired"):
-        await fleet.enrol(desk, a_box(await a_token(desk), 2, cluster_code="C01"))
+        await enrolment.enrol(desk, a_box(await a_token(desk), 2, cluster_code="C01"))
     with pytest.raises(Conflict, match="cluster_retired"):
         await fleet.retire_cluster(desk, OPERATOR, told.cluster_id)
 
@@ -190,14 +189,14 @@ async def test_a_retired_cluster_takes_its_node_along_and_takes_no_new_one(desk:
 
 
 async def test_the_technician_of_one_commune_sees_and_touches_no_other(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     tech = await somebody(desk, Role.TECHNICIAN, QUYNH_LUU)
     assert await fleet.list_nodes(desk, tech, NodeQuery()) == []
     for forbidden in (
         fleet.get_node(desk, tech, told.node_id),
         fleet.retire_node(desk, tech, told.node_id),
         fleet.order_node(desk, tech, Order(told.node_id, OrderVerb.IDENTIFY)),
-        fleet.create_enrolment_token(desk, tech, NewEnrolmentToken(YEN_THANH)),
+        enrolment.create_enrolment_token(desk, tech, NewEnrolmentToken(YEN_THANH)),
         fleet.list_nodes(desk, tech, NodeQuery(within=PROVINCE)),
         fleet.create_cluster(desk, tech, NewCluster(YEN_THANH)),
     ):
@@ -219,8 +218,8 @@ async def test_a_broadcaster_sets_the_volume_and_nothing_else(desk: Desk):
 
 
 async def test_nodes_are_listed_with_their_last_word(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk, uses=3), 1))
-    silent = await fleet.enrol(desk, a_box(await a_token(desk), 2))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk, uses=3), 1))
+    silent = await enrolment.enrol(desk, a_box(await a_token(desk), 2))
     now = desk.clock.now()
     await desk.store.begin(
         lambda session: session.add(
@@ -291,7 +290,7 @@ async def test_a_group_holds_clusters_of_its_unit_only(desk: Desk):
 
 
 async def test_an_order_waits_in_the_outbox_until_it_expires(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     tech = await somebody(desk, Role.TECHNICIAN, YEN_THANH)
     row = await fleet.order_node(desk, tech, Order(told.node_id, OrderVerb.IDENTIFY, 5))
     assert row.body == {"order_id": row.id, "verb": "identify", "seconds": 5}
@@ -309,7 +308,7 @@ async def test_an_order_waits_in_the_outbox_until_it_expires(desk: Desk):
     [("2026-06-01T16:00", True), ("2026-06-01T21:58", True), ("2026-06-01T21:59", False), ("2026-06-02T03:15", False)],
 )
 async def test_a_test_tone_never_sounds_at_night(desk: Desk, local: str, may: bool):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     wanted = datetime.fromisoformat(f"{local}:00+07:00").astimezone(UTC)
     await clock_of(desk).advance((wanted - desk.clock.now()).total_seconds() or 0.001)
     tone = Order(told.node_id, OrderVerb.TEST_TONE, 3, timedelta(seconds=60))
@@ -322,7 +321,7 @@ async def test_a_test_tone_never_sounds_at_night(desk: Desk, local: str, may: bo
 
 
 async def test_a_cluster_at_the_school_has_quiet_hours_of_its_own(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     school = ClusterConfig(quiet=(QuietHours(time(15, 30), time(17)),))
     await fleet.update_cluster(desk, OPERATOR, told.cluster_id, ClusterChange(config=school))
     with pytest.raises(Refused, match="quiet_hours"):  # it is 16:00 in Vietnam
@@ -330,7 +329,7 @@ async def test_a_cluster_at_the_school_has_quiet_hours_of_its_own(desk: Desk):
 
 
 async def test_a_reboot_is_for_who_may_take_the_node_away(desk: Desk):
-    told = await fleet.enrol(desk, a_box(await a_token(desk)))
+    told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     lan = await somebody(desk, Role.BROADCASTER, YEN_THANH)
     with pytest.raises(Refused, match="not_permitted"):
         await fleet.order_node(desk, lan, Order(told.node_id, OrderVerb.REBOOT))

@@ -2,10 +2,11 @@
 
 from datetime import timedelta
 
-from broadcast_server.control import feeds, fleet, people
+from broadcast_server.control import enrolment, feeds, fleet, people
 from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.enrolment import Enrol, NewEnrolmentToken
 from broadcast_server.control.feeds import FeedQuery, NewFeed, NewObligation, NewOffer
-from broadcast_server.control.fleet import ClusterQuery, Enrol, NewEnrolmentToken, NodeQuery, Order, OrderVerb
+from broadcast_server.control.fleet import ClusterQuery, NodeQuery, Order, OrderVerb
 from broadcast_server.store import audit, conflicts, places
 from broadcast_server.store import feeds as feed_rows
 from broadcast_server.store import fleet as fleet_rows
@@ -35,9 +36,10 @@ async def test_the_tree(store):
 async def test_the_fleet(store):
     desk = a_desk_of(store)
     await a_country(desk)
-    token = (await fleet.create_enrolment_token(desk, OPERATOR, NewEnrolmentToken(HAMLET, 3))).secret
-    told = [await fleet.enrol(desk, Enrol(token, f"{number:064x}", "sim", "1")) for number in (1, 2)]
-    again = await fleet.enrol(desk, Enrol(token, f"{3:064x}", "sim", "1", "C01"))
+    trial = NewEnrolmentToken(HAMLET, 3, activates=True)
+    token = (await enrolment.create_enrolment_token(desk, OPERATOR, trial)).secret
+    told = [await enrolment.enrol(desk, Enrol(token, f"{number:064x}", "sim", "1")) for number in (1, 2)]
+    again = await enrolment.enrol(desk, Enrol(token, f"{3:064x}", "sim", "1", "C01"))
     assert (await store.read(fleet_rows.password_lines)).keys() == {told[1].node_id, again.node_id}
     tech = await somebody(desk, Role.TECHNICIAN, PROVINCE)
     seen = await fleet.list_nodes(desk, tech, NodeQuery(within=YEN_THANH, retired=True))
