@@ -195,8 +195,14 @@ async def serve_ours(arguments: argparse.Namespace) -> None:
     supervisor = Supervisor(clock=clock, chance=chance)
     users = {name: password_line(name, "benchmark", chance.token_bytes(12)) for name in ("server", "node")}
     acl = ("user server", "topic readwrite loa/1/#", "user node", "topic read loa/1/#")
-    broker = MosquittoBroker(
-        data_dir=folder / "broker", acl=acl, supervisor=supervisor, clock=clock, chance=chance, users=users
+    broker = MosquittoBroker(  # on loopback without TLS, as the peers; all listeners are one user here
+        data_dir=folder / "broker",
+        acl=acl,
+        supervisor=supervisor,
+        clock=clock,
+        chance=chance,
+        users=users,
+        extra=("use_username_as_clientid false",),
     )
     address = await broker.start()
     bus = PahoBus(address.host, address.port, clock=clock, chance=chance, user="server", password="benchmark")

@@ -14,11 +14,13 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -48,12 +50,15 @@ from broadcast_server.mqtt.broker import (
     password_line,
 )
 from broadcast_server.mqtt.bus import LoopbackBus, LoopbackHub
+from broadcast_server.mqtt.canary import Ground
 from broadcast_server.mqtt.paho_bus import PahoBus
+from broadcast_server.mqtt.probe import Login
 from broadcast_server.playout import bundles, wire
 from broadcast_server.playout.alarms import Alarms, Job
 from broadcast_server.playout.anchoring import EVERY as ANCHOR_EVERY
 from broadcast_server.playout.anchoring import NAME as ANCHORS_NAME
 from broadcast_server.playout.anchoring import Anchoring
+from broadcast_server.playout.broker_watch import BrokerWatch
 from broadcast_server.playout.clock_watch import ClockWatch, GuardedSigner
 from broadcast_server.playout.conductor import Conductor
 from broadcast_server.playout.configs import StationFacts
@@ -68,7 +73,15 @@ from broadcast_server.relay.ingest import Ingest
 from broadcast_server.relay.monitor import EngineMonitor
 from broadcast_server.relay.voice import VoiceRoom
 from broadcast_server.settings import Role, Settings
-from broadcast_server.signer.certificates import DeviceCertifier, LocalAuthority
+from broadcast_server.signer.certificates import (
+    BrokerIdentities,
+    DeviceCertifier,
+    KeyPair,
+    KeyPairFiles,
+    LocalAuthority,
+    ServerSide,
+    client_context,
+)
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.store import facts, places
 from broadcast_server.store.backup import back_up
@@ -92,6 +105,7 @@ STORE_THREADS: Final = 3
 WORK_THREADS: Final = 3
 FILLER_LONGEST_S: Final = 300
 """A filler is held in memory as PCM: 5 minutes are 29 MB."""
+RENEW_EVERY_S: Final = 6 * 3_600.0
 SOCKET_FRAME_BYTES: Final = 128 * 1024
 """A microphone's chunk is 64 KiB at most; a longer frame closes its socket before it is in memory."""
 
@@ -102,6 +116,9 @@ class Server:
 
     settings: Settings
     http_url: str
+    authority: LocalAuthority
+    http_tls: ServerSide | None = None
+    ingest_tls: ServerSide | None = None
     ingest_port: int | None = None
     broker_code: str = ""
     parts: Callable[[], Mapping[str, bool]] = dict
@@ -145,7 +162,8 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
     async with contextlib.AsyncExitStack() as stack:
         door = _bind(settings.http.host, settings.http.port)
         stack.callback(door.close)
-        server = Server(settings, http_url=_origin(settings, door.getsockname()[1]))
+        authority = _authority(settings, clock, chance)
+        server = Server(settings, _origin(settings, door.getsockname()[1]), authority)
         store_threads = ThreadExecutor(STORE_THREADS, name="store")
         stack.callback(store_threads.close)
         work = ThreadExecutor(WORK_THREADS, name="work")
@@ -170,6 +188,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         if Role.API in mine:
             supervisor.keep("control.herald", Herald(desk).run, FOREVER)
             await _front_door(server, stack, desk, door)
+        supervisor.keep("app.certificates", lambda: _keep_certificates(server, clock), FOREVER)
         log.info("server.ready", url=server.http_url, roles=sorted(mine), broker=server.broker_code)
         yield server
         log.info("server.stopping")
@@ -272,6 +291,32 @@ def _authority(settings: Settings, clock: Clock, chance: Chance) -> LocalAuthori
     )
 
 
+def _hosts(settings: Settings) -> tuple[str, ...]:
+    """What our certificates call this machine: every name and address that the settings know of it."""
+    public_url = settings.http.public_url
+    known = (
+        *("localhost", "127.0.0.1", "::1", os.uname().nodename),
+        *(settings.http.host, settings.ingest.host, settings.broker.host, settings.broker.public_host),
+        None if public_url is None else urlsplit(public_url).hostname,
+        *settings.http.trusted_hosts,
+    )
+    return tuple(dict.fromkeys(host.lower() for host in known if host and host not in {"0.0.0.0", "::", "*"}))  # noqa: S104
+
+
+def _server_side(server: Server, cert: Path | None, key: Path | None) -> ServerSide:
+    given = None if cert is None or key is None else KeyPairFiles(cert, key)
+    return ServerSide(server.authority, server.settings.data_dir / "tls", _hosts(server.settings), given)
+
+
+async def _keep_certificates(server: Server, clock: Clock) -> None:
+    """Renew ours before they end, and see the operator's when they were replaced."""
+    while True:
+        await clock.sleep(RENEW_EVERY_S)
+        for side in (server.http_tls, server.ingest_tls):
+            if side is not None:
+                side.renew()
+
+
 async def _audio_room(settings: Settings) -> AudioRoom:
     quarantine = settings.data_dir / "quarantine"
     shutil.rmtree(quarantine, ignore_errors=True)  # what was not judged before a crash is not kept
@@ -305,9 +350,23 @@ async def _engine_room(
     signer = GuardedSigner(keys, watch)
     link = await _broker(server, stack, supervisor, desk)
     bus = PahoBus(
-        link.address.host, link.address.port, clock=clock, chance=chance, user=link.user, password=link.password
+        _near(link.address.host),
+        link.address.port,
+        clock=clock,
+        chance=chance,
+        user=link.user,
+        password=link.password,
+        client_id=None if link.embedded is None else link.user,
+        tls=link.tls,
     )
     stack.push_async_callback(bus.close)
+    broker_watch = BrokerWatch(
+        ground=lambda: _canary_ground(server, link, clock, bus),
+        broker=link.embedded,
+        store=store,
+        clock=clock,
+        chance=chance,
+    )
     feeds = FeedKeeper(store=store, clock=clock, chance=chance)
     ingest = Ingest(
         authenticate=feeds.authenticate,
@@ -400,6 +459,7 @@ async def _engine_room(
     attending = (
         Job("bulletins_sent_down", lambda: sending.attend(desk), every=timedelta(seconds=10)),
         Job("priority_ties", ties.Watch(desk).attend, every=timedelta(seconds=15)),
+        Job("broker_canary", broker_watch.attend, every=timedelta(hours=1)),
         Job("audit_anchor", anchoring.anchor, every=ANCHOR_EVERY),
         Job("audit_journal", lambda: auditing.take_over(desk), every=timedelta(minutes=1)),
     )
@@ -415,8 +475,10 @@ async def _engine_room(
         "broker": bus.connected,
         "conductor": conductor.is_in_office,
         "clock": watch.is_trusted,
+        "broker_isolation": broker_watch.is_isolated,
     }
     await bus.start()
+    await broker_watch.check()
     server.ingest_port = await ingest.start(settings.ingest.host, settings.ingest.port)
     await _tell(server, desk, link, keys)
     await alarms.start()
@@ -461,26 +523,32 @@ def _is_alone(settings: Settings, store: Store, stack: contextlib.AsyncExitStack
 
 @dataclass(frozen=True, slots=True)
 class _BrokerLink:
-    """How this process reaches the broker, and who keeps its users if it is ours."""
+    """How this process reaches the broker; `embedded` and `users` if it is ours."""
 
     address: Address
     user: str
     password: str
-    users: BrokerKeeper | None
+    tls: ssl.SSLContext | None
+    authority_pem: bytes
+    """What nodes pin; empty without TLS."""
+    embedded: Broker | None = None
+    users: BrokerKeeper | None = None
 
 
 async def _broker(server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk) -> _BrokerLink:
     settings = server.settings.broker
     if settings.kind == "external":
-        password = "" if settings.password is None else settings.password.get_secret_value()
-        server.broker_code = "broker_external"
-        return _BrokerLink(Address(settings.host, settings.port), settings.user, password, None)
+        return _external_broker(server)
     choice = choose_broker(None if settings.kind == "auto" else BrokerKind(settings.kind))
     server.broker_code = choice.code
     if choice.nodes_max is not None:
-        log.warning("broker.trial_only", code=choice.code, nodes_max=choice.nodes_max)
+        log.warning("broker.trial_only", code=choice.code, nodes_max=choice.nodes_max, unbounded="packets and queues")
     password = desk.chance.token_bytes(24).hex()
     line = password_line(settings.user, password, desk.chance.token_bytes(SALT_BYTES))
+    identities = None
+    if settings.is_tls:
+        folder = server.settings.data_dir / "tls"
+        identities = BrokerIdentities(server.authority, folder, _hosts(server.settings), desk.clock)
     broker: Broker
     if choice.kind is BrokerKind.MOSQUITTO:
         broker = MosquittoBroker(
@@ -490,32 +558,89 @@ async def _broker(server: Server, stack: contextlib.AsyncExitStack, supervisor: 
             clock=desk.clock,
             chance=desk.chance,
             host=settings.host,
-            port=settings.port,
+            port=settings.tcp_port,
             users={settings.user: line},
             program=choice.program,
+            identities=identities,
         )
     else:
         broker = AmqttBroker(
             acl=wire.broker_acl(settings.user),
             clock=desk.clock,
+            chance=desk.chance,
             host=settings.host,
-            port=settings.port,
+            port=settings.tcp_port,
             users={settings.user: line},
+            identities=identities,
         )
     users = BrokerKeeper(store=desk.store, broker=broker, server_line=(settings.user, line))
     await users.look()
     address = await broker.start()
     stack.push_async_callback(broker.close)
-    return _BrokerLink(address, settings.user, password, users)
+    return _BrokerLink(
+        address,
+        settings.user,
+        password,
+        tls=None if identities is None else identities.context(settings.user),
+        authority_pem=b"" if identities is None else identities.authority_pem(),
+        embedded=broker,
+        users=users,
+    )
+
+
+def _external_broker(server: Server) -> _BrokerLink:
+    """Raises `Unavailable("certificate_unreadable")`."""
+    settings = server.settings.broker
+    server.broker_code = "broker_external"
+    tls, pinned = None, b""
+    if settings.ca_file is not None and settings.is_tls:
+        own = None
+        file = settings.ca_file
+        try:
+            pinned = file.read_bytes()
+            if settings.certificate is not None and settings.key is not None:
+                file = settings.certificate
+                own = KeyPair(settings.certificate.read_bytes(), settings.key.read_bytes())
+            tls = client_context(pinned, own)
+        except (OSError, ValueError) as error:
+            raise Unavailable("certificate_unreadable", file=str(file)) from error
+    password = "" if settings.password is None else settings.password.get_secret_value()
+    address = Address(settings.host, settings.tcp_port, tls is not None)
+    return _BrokerLink(address, settings.user, password, tls, pinned)
+
+
+def _canary_ground(server: Server, link: _BrokerLink, clock: Clock, bus: PahoBus) -> Ground:
+    """Who tries the broker: our canaries, or the operator's two users of an external one."""
+    settings = server.settings.broker
+    logins = None
+    stranger = Login(tls=None if not link.authority_pem else client_context(link.authority_pem))
+    if link.embedded is not None:
+        first, second = CANARIES
+        logins = ((first, link.embedded.login(first)), (second, link.embedded.login(second)))
+    elif settings.canaries:
+        (first, one), (second, two) = (each.get_secret_value().split(":", 1) for each in settings.canaries)
+        logins = (
+            (first, Login(first, one, first, stranger.tls)),
+            (second, Login(second, two, second, stranger.tls)),
+        )
+    return Ground(_near(link.address.host), link.address.port, clock, logins, stranger, bus.publish)
+
+
+def _near(host: str) -> str:
+    """How this machine reaches what listens on `host`: everywhere is here, too."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 async def _tell(server: Server, desk: Desk, link: _BrokerLink, signer: FileSigner) -> None:
     """Write down what the front doors must know of the engine room."""
     host = server.settings.broker.public_host or link.address.host
+    if _near(host) != host and server.settings.http.public_url is not None:  # nodes reach both at one machine
+        host = urlsplit(server.settings.http.public_url).hostname or host
     now = desk.clock.now()
 
     def write(session: Session) -> None:
-        broker = {"host": host, "port": link.address.port, "tls": link.address.tls, "ca_pem": None}
+        pinned = link.authority_pem.decode("ascii") or None
+        broker = {"host": host, "port": link.address.port, "tls": link.address.tls, "ca_pem": pinned}
         facts.put(session, facts.BROKER, broker, now=now)
         facts.put(session, facts.ROOT_PUBLIC_KEY, {"hex": signer.root_public().hex()}, now=now)
         facts.put(session, facts.PUBLIC_URL, {"url": server.http_url}, now=now)
@@ -541,7 +666,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def _origin(settings: Settings, port: int) -> str:
     if settings.http.public_url is not None:
         return settings.http.public_url.rstrip("/")
-    scheme = "http" if settings.http.tls_cert is None else "https"
+    scheme = "https" if settings.http.is_tls else "http"
     return f"{scheme}://{settings.http.host}:{port}"
 
 
@@ -568,14 +693,17 @@ async def _front_door(server: Server, stack: contextlib.AsyncExitStack, desk: De
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=True,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             lifespan="off",
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=5,
             ws_max_size=SOCKET_FRAME_BYTES,
         )
     )
+    if settings.is_tls:
+        server.http_tls = _server_side(server, settings.tls_cert, settings.tls_key)
+        http.config.load()
+        http.config.ssl = server.http_tls.context
     serving = asyncio.create_task(http.serve(sockets=[door]), name="app.http")
 
     async def stop() -> None:

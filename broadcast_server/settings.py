@@ -7,6 +7,7 @@ default.
 
 from __future__ import annotations
 
+import ipaddress
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -18,6 +19,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on, or to connect to, is this machine's own."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Role(StrEnum):
@@ -37,11 +46,24 @@ class HttpSettings(_Section):
     public_url: str | None = Field(
         default=None, description="URL under which nodes reach this server; default http://host:port"
     )
-    tls_cert: Path | None = Field(default=None, description="PEM certificate; with `tls_key` serves HTTPS")
+    tls: Literal["auto", "on", "off"] = Field(
+        default="auto", description="HTTPS; auto: beyond this machine, and wherever a certificate is named"
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain, with `tls_key`; default: signed by the local authority"
+    )
     tls_key: Path | None = Field(default=None, description="PEM private key")
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(), description="addresses of reverse proxies whose X-Forwarded-For and -Proto are believed"
+    )
     trusted_hosts: tuple[str, ...] = Field(
         default=("127.0.0.1", "localhost"), description="Host headers that are answered"
     )
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether it is HTTPS."""
+        return self.tls == "on" or (self.tls == "auto" and (self.tls_cert is not None or not is_loopback(self.host)))
 
 
 class AuditSettings(_Section):
@@ -60,12 +82,52 @@ class BrokerSettings(_Section):
         default="auto", description="auto: mosquitto, else amqtt"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on, or of the external broker")
-    port: int = Field(default=1883, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port; 0 picks a free one; default 8883 with TLS, 1883 without"
+    )
+    tls: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: embedded: always, by the local authority; external: when `ca_file` is named",
+    )
+    allow_plain: bool = Field(default=False, description="without TLS beyond this machine too")
+    ca_file: Path | None = Field(
+        default=None, description="external: PEM of the authorities its certificate must be signed by"
+    )
+    certificate: Path | None = Field(default=None, description="external: PEM of our client certificate, with `key`")
+    key: Path | None = Field(default=None, description="external: PEM of its private key")
+    canaries: tuple[SecretStr, ...] = Field(
+        default=(),
+        description="external: two users with a node's rights, `name:password` each, that test at start and hourly "
+        "whether nodes are kept apart",
+    )
     public_host: str | None = Field(default=None, description="host that nodes are told; default `host`")
     user: str = Field(default="server", description="our own user at the broker")
     password: SecretStr | None = Field(
         default=None, description="our password at an external broker; embedded: generated"
     )
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection to it, ours and the nodes', is TLS."""
+        return self.tls == "auto" and (self.kind != "external" or self.ca_file is not None)
+
+    @property
+    def tcp_port(self) -> int:
+        """The port, or the usual one."""
+        return self.port if self.port is not None else 8883 if self.is_tls else 1883
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        if not self.is_tls and not self.allow_plain and not is_loopback(self.host):
+            need = "LOA_BROKER__CA_FILE" if self.kind == "external" else "LOA_BROKER__TLS=auto"
+            raise ValueError(f"MQTT without TLS beyond this machine: set {need}, or say LOA_BROKER__ALLOW_PLAIN=true")
+        if (self.certificate is None) is not (self.key is None):
+            raise ValueError("LOA_BROKER__CERTIFICATE and LOA_BROKER__KEY go together")
+        if self.canaries and (
+            len(self.canaries) != 2 or not all(":" in one.get_secret_value() for one in self.canaries)
+        ):
+            raise ValueError('LOA_BROKER__CANARIES needs two users, as ["name:password", "name:password"]')
+        return self
 
 
 class IngestSettings(_Section):
@@ -73,6 +135,35 @@ class IngestSettings(_Section):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8010, ge=0, le=65535, description="TCP port; 0 picks a free one")
+    tls: Literal["auto", "only", "off"] = Field(
+        default="auto", description="auto: TLS, and from this machine also without; only: TLS; off: never"
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain, with `tls_key`; default: signed by the local authority"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM private key")
+    allow_plain: bool = Field(
+        default=False, description="sources beyond this machine may come without TLS; needs `networks`"
+    )
+    networks: tuple[str, ...] = Field(
+        default=(), description="networks (CIDR) whose sources are answered, this machine always; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        for network in self.networks:
+            ipaddress.ip_network(network)  # says itself what is wrong
+        is_plain = self.tls == "off" and not is_loopback(self.host)
+        if is_plain and not self.allow_plain:
+            raise ValueError(
+                "a push listener without TLS beyond this machine: set LOA_INGEST__TLS=auto, "
+                "or say LOA_INGEST__ALLOW_PLAIN=true and name LOA_INGEST__NETWORKS"
+            )
+        if self.allow_plain and not self.networks:
+            raise ValueError("LOA_INGEST__ALLOW_PLAIN=true needs LOA_INGEST__NETWORKS, the sources' networks")
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError("LOA_INGEST__TLS_CERT and LOA_INGEST__TLS_KEY go together")
+        return self
 
 
 class RelaySettings(_Section):
@@ -125,8 +216,10 @@ class Settings(BaseSettings):
         if self.environment == "production":
             if self.broker.kind == "amqtt":
                 raise ValueError("LOA_BROKER__KIND=amqtt is for trials of up to 50 nodes, not for production")
-            if self.http.tls_cert is None and self.http.host not in {"127.0.0.1", "localhost", "::1"}:
-                raise ValueError("production on a public address needs LOA_HTTP__TLS_CERT and LOA_HTTP__TLS_KEY")
+            if not self.http.is_tls and not is_loopback(self.http.host):
+                raise ValueError("production beyond this machine needs HTTPS: LOA_HTTP__TLS=auto, or a proxy here")
+            if self.broker.kind == "external" and not self.broker.canaries:
+                raise ValueError("production with an external broker needs LOA_BROKER__CANARIES, to test it")
         if (self.http.tls_cert is None) is not (self.http.tls_key is None):
             raise ValueError("LOA_HTTP__TLS_CERT and LOA_HTTP__TLS_KEY go together")
         return self

@@ -76,6 +76,7 @@ class Village:
             "LOA_HTTP__PORT": str(self.http_port),
             "LOA_BROKER__PORT": str(self.broker_port),
             "LOA_INGEST__PORT": str(self.ingest_port),
+            "LOA_BROKER__TLS": "off",
             "LOA_PLAYOUT__STATUS_INTERVAL_S": "5",
             "LOA_PLAYOUT__GRACE_S": "3",
             "LOA_RESERVE_BYTES": "0",

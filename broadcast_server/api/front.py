@@ -19,6 +19,8 @@ from broadcast_server.api import problems
 from broadcast_server.domain.errors import BroadcastError, Invalid
 
 JSON_LIMIT_BYTES: Final = 2 * 1024 * 1024
+HSTS_S: Final = 365 * 86_400
+"""Browsers that saw a certificate they trust come back by HTTPS alone for so long."""
 UPLOAD_LIMIT_BYTES: Final = 512 * 1024 * 1024
 
 _UPLOADS: Final = ("multipart/", "audio/", "video/", "application/octet-stream", "application/ogg")
@@ -75,6 +77,8 @@ class Front:
                 sent = MutableHeaders(scope=message)
                 for name, value in problems.SECURITY_HEADERS.items():
                     sent.setdefault(name, value)
+                if scope.get("scheme") == "https":
+                    sent.setdefault("Strict-Transport-Security", f"max-age={HSTS_S}")
             await send(message)
 
         await self._app(scope, counted, dressed)

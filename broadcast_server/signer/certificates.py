@@ -18,6 +18,8 @@ import fcntl
 import ipaddress
 import os
 import re
+import ssl
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,7 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.domain.errors import Corrupt, Invalid
+from broadcast_server.domain.errors import Corrupt, Invalid, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.supervise import Executor
 
@@ -49,6 +51,7 @@ SERVER_LIFE: Final = timedelta(days=397)
 DEVICE_LIFE: Final = timedelta(days=365)
 LIST_LIFE: Final = timedelta(days=60)
 """How long a list of revocations holds; it is written anew every day."""
+LIST_AGE: Final = timedelta(days=1)
 SLACK: Final = timedelta(days=1)
 """So much before now a certificate begins: a node's clock may be behind."""
 SETTLING: Final = timedelta(minutes=10)
@@ -178,6 +181,13 @@ class LocalAuthority:
             key.public_key(), name=name, life=DEVICE_LIFE, usage=ExtendedKeyUsageOID.CLIENT_AUTH, names=()
         )
         return KeyPair(self._chain(certificate), _key_pem(key))
+
+    def told_of(self, pair: KeyPair) -> Issued:
+        """One of our own, as the list of revocations names it."""
+        certificate = x509.load_pem_x509_certificate(pair.certificate)
+        name = certificate.subject.rfc4514_string().removeprefix("CN=")
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return Issued(certificate.serial_number, self._load("current").id, name, begins, ends)
 
     def issue_device(self, csr_pem: bytes, node_id: str) -> bytes:
         """The certificate chain for a node's request (PEM both). The name is `node_id`, for one year, as a client only.
@@ -368,6 +378,71 @@ class LocalAuthority:
         return int.from_bytes(self._chance.token_bytes(16), "big") | 1
 
 
+class BrokerIdentities:
+    """The `Identities` of an embedded broker: its own certificate, its clients', and who is struck off."""
+
+    def __init__(self, authority: LocalAuthority, folder: Path, hosts: Sequence[str], clock: Clock) -> None:
+        """`folder`: where the server's certificate lies; `hosts`: what it is called."""
+        self._authority, self._folder, self._hosts, self._clock = authority, folder, tuple(hosts), clock
+        self._listed: tuple[frozenset[Issued], datetime] | None = None
+
+    def server_files(self) -> tuple[Path, Path]:
+        """Certificate chain and key."""
+        files = self._authority.server_files(self._folder, self._hosts)
+        return files.certificate, files.key
+
+    def authority_pem(self) -> bytes:
+        """What is trusted."""
+        return self._authority.authority_pem()
+
+    def context(self, name: str | None) -> ssl.SSLContext:
+        """A client's side of TLS."""
+        return client_context(self.authority_pem(), None if name is None else self._authority.issue_own(name))
+
+    def is_list_due(self, in_service: Collection[str]) -> bool:
+        """Whether others are out of service than were listed, or that was long ago."""
+        if self._listed is None:
+            return True
+        listed, at = self._listed
+        return self._authority.out_of_service(in_service) != listed or self._clock.now() - at > LIST_AGE
+
+    def next_list(self, in_service: Collection[str]) -> tuple[bytes, ssl.SSLContext]:
+        """A list, and one whom it revokes."""
+        revoked = self._authority.out_of_service(in_service)
+        self._listed = (revoked, self._clock.now())
+        fallen = self._authority.issue_own("canary-revoked")
+        return (
+            self._authority.revocations([*revoked, self._authority.told_of(fallen)]),
+            client_context(self.authority_pem(), fallen),
+        )
+
+
+class ServerSide:
+    """Our side of HTTPS and of the push listener: one TLS context that is renewed without a restart.
+
+    `given`: the operator's own files; None: a certificate of the local authority for `hosts`.
+    """
+
+    def __init__(
+        self, authority: LocalAuthority, folder: Path, hosts: Sequence[str], given: KeyPairFiles | None
+    ) -> None:
+        self._authority, self._folder, self._hosts, self._given = authority, folder, tuple(hosts), given
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.renew()
+
+    def renew(self) -> None:
+        """Read, or make, the certificate again; who connects from now on sees it.
+
+        Raises `Unavailable("certificate_unreadable")` on files that are none.
+        """
+        files = self._given or self._authority.server_files(self._folder, self._hosts)
+        try:
+            self.context.load_cert_chain(files.certificate, files.key)
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable("certificate_unreadable", file=str(files.certificate)) from error
+
+
 class DeviceCertifier:
     """The `Certifier` of the desk: the authority's part for nodes, off the loop."""
 
@@ -381,6 +456,18 @@ class DeviceCertifier:
     def authority_pem(self) -> bytes:
         """See `LocalAuthority.authority_pem`."""
         return self._authority.authority_pem()
+
+
+def client_context(authority_pem: bytes, own: KeyPair | None = None) -> ssl.SSLContext:
+    """A client's side of TLS 1.2 or later that trusts this authority and nobody else, and shows `own`."""
+    context = ssl.create_default_context(cadata=authority_pem.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if own is not None:
+        with tempfile.NamedTemporaryFile("wb") as pair:  # mode 0600; the library reads only files
+            pair.write(own.key + own.certificate)
+            pair.flush()
+            context.load_cert_chain(pair.name)
+    return context
 
 
 def renew_at(certificate: x509.Certificate) -> datetime:

@@ -46,7 +46,7 @@ RESTORED: Final = "restored"
 
 _MANIFEST: Final = "manifest.json"
 _DATABASE: Final = {"sqlite": "loa.sqlite", "postgresql": "loa.pgdump"}
-_NOT_KEPT: Final = frozenset({"assets", "quarantine", "backups", "broker"})
+_NOT_KEPT: Final = frozenset({"assets", "quarantine", "backups", "broker", "tls"})
 """Folders of the data directory that are not copied: made anew at start, or treated apart."""
 _DUMP_TIMEOUT_S: Final = 3_600
 

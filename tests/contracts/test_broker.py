@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,14 +16,13 @@ from broadcast_server.mqtt.broker import (
     AccessRules,
     BrokerKind,
     MosquittoBroker,
-    Tls,
     choose_broker,
     find_mosquitto,
     password_is_right,
     password_line,
-    try_connect,
 )
-from broadcast_server.mqtt.paho_bus import MAX_PAYLOAD_BYTES, PahoBus
+from broadcast_server.mqtt.paho_bus import MAX_PAYLOAD_BYTES
+from broadcast_server.mqtt.probe import Login, try_connect
 from broadcast_server.supervise import Child, Supervisor, SystemChance, SystemClock
 from tests.support.broker import ACL, PASSWORDS, Ear, RealGround, lines_of, mosquitto_is_missing
 from tests.support.until import until
@@ -42,7 +40,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 async def knock(ground: RealGround, user: str | None, password: str | None) -> int | None:
     assert ground.address is not None
-    return await try_connect(ground.address.host, ground.address.port, user=user, password=password)
+    return await try_connect(ground.address.host, ground.address.port, Login(user, password, user or "loa-check"))
 
 
 async def test_only_who_knows_a_password_gets_in(ground: RealGround) -> None:
@@ -112,7 +110,7 @@ async def test_a_broker_that_lets_strangers_in_is_not_taken_into_service(tmp_pat
             supervisor=supervisor,
             clock=clock,
             chance=chance,
-            extra=("allow_anonymous true",),
+            extra=("allow_anonymous true", "use_username_as_clientid false"),
         )
         with pytest.raises(Refused) as refusal:
             await broker.start()
@@ -170,48 +168,9 @@ async def test_what_mosquitto_reads_is_for_our_eyes_only(tmp_path: Path) -> None
     }
     text = (tmp_path / "broker" / "mosquitto.conf").read_text()
     assert "allow_anonymous false" in text
+    assert "use_username_as_clientid true" in text
     assert ("user root" in text) == (os.geteuid() == 0)
     await ground.close()
-
-
-@no_mosquitto
-async def test_over_tls_the_same_doors_are_shut(tmp_path: Path) -> None:
-    tls = self_signed(tmp_path)
-    clock, chance = SystemClock(), SystemChance()
-    async with Supervisor(clock=clock, chance=chance) as supervisor:
-        broker = MosquittoBroker(
-            data_dir=tmp_path / "broker",
-            acl=ACL,
-            supervisor=supervisor,
-            clock=clock,
-            chance=chance,
-            users=lines_of(PASSWORDS),
-            tls=tls,
-        )
-        address = await broker.start()
-        assert address.tls
-        assert await try_connect(address.host, address.port, user="server", password="server-secret", tls=tls) == 0
-        assert await try_connect(address.host, address.port, user="server", password="server-secret") != 0
-        context = ssl.create_default_context(cafile=tls.authority)
-        context.check_hostname = False
-        bus = PahoBus(
-            address.host,
-            address.port,
-            clock=clock,
-            chance=chance,
-            user="server",
-            password="server-secret",
-            tls=context,
-        )
-        await bus.start()
-        plans = [(f"loa/1/node/n{number}/plan", b"%d" % number * 20_000) for number in range(50)]
-        await bus.publish_many(plans)
-        ear = Ear()
-        bus.subscribe("loa/1/node/+/plan", ear)
-        await ear.hears(50)
-        assert {(message.topic, message.payload) for message in ear.heard} == set(plans)
-        await bus.close()
-        await broker.close()
 
 
 @no_mosquitto
@@ -245,36 +204,6 @@ async def test_a_message_the_broker_would_not_take_is_refused_before_it_costs_th
     await ear.hears(1)
     assert server.connects == 1
     await ground.close()
-
-
-def self_signed(folder: Path) -> Tls:
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    start = datetime(2020, 1, 1, tzinfo=UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(start)
-        .not_valid_after(start + timedelta(days=36_500))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate, key_file = folder / "server.pem", folder / "server.key"
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return Tls(certificate=certificate, key=key_file, authority=certificate)
 
 
 def test_a_password_line_is_what_mosquitto_passwd_would_write() -> None:

@@ -32,7 +32,8 @@ def test_everything_has_a_safe_default_on_loopback():
     settings = Settings()
 
     assert {settings.http.host, settings.broker.host, settings.ingest.host} == {"127.0.0.1"}
-    assert (settings.http.port, settings.ingest.port, settings.broker.port) == (8080, 8010, 1883)
+    assert (settings.http.port, settings.ingest.port, settings.broker.tcp_port) == (8080, 8010, 8883)
+    assert (settings.http.is_tls, settings.broker.is_tls, settings.ingest.tls) == (False, True, "auto")
     assert settings.store_url.endswith("/data/loa.sqlite")
 
 
@@ -95,7 +96,8 @@ def test_nonsense_ends_with_3_and_names_the_setting(name: str, value: str, field
     ("settings", "why"),
     [
         ({"broker": BrokerSettings(kind="amqtt")}, "LOA_BROKER__KIND"),
-        ({"http": HttpSettings(host="0.0.0.0")}, "LOA_HTTP__TLS_CERT"),  # noqa: S104  that is what is refused
+        ({"http": HttpSettings(host="0.0.0.0", tls="off")}, "LOA_HTTP__TLS"),  # noqa: S104  that is what is refused
+        ({"broker": BrokerSettings(kind="external")}, "LOA_BROKER__CANARIES"),
     ],
 )
 def test_production_refuses_what_a_trial_may(settings: dict[str, object], why: str):
@@ -106,13 +108,41 @@ def test_production_refuses_what_a_trial_may(settings: dict[str, object], why: s
 
 def test_production_on_loopback_or_with_tls_is_fine(tmp_path: Path):
     tls = HttpSettings(host="0.0.0.0", tls_cert=tmp_path / "c", tls_key=tmp_path / "k")  # noqa: S104
-    for http in (HttpSettings(), tls):
+    own = HttpSettings(host="0.0.0.0")  # noqa: S104
+    assert own.is_tls
+    for http in (HttpSettings(), tls, own):
         assert Settings(environment="production", http=http).environment == "production"
 
 
 def test_half_a_tls_pair_is_nonsense(tmp_path: Path):
     with pytest.raises(ValidationError, match="go together"):
         Settings(http=HttpSettings(tls_cert=tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"broker": {"host": "10.0.0.1", "tls": "off"}}, "LOA_BROKER__ALLOW_PLAIN"),
+        ({"broker": {"host": "10.0.0.1", "kind": "external"}}, "LOA_BROKER__CA_FILE"),
+        ({"broker": {"canaries": ["a:b"]}}, "LOA_BROKER__CANARIES"),
+        ({"broker": {"certificate": "c"}}, "LOA_BROKER__KEY"),
+        ({"ingest": {"host": "10.0.0.1", "tls": "off"}}, "LOA_INGEST__ALLOW_PLAIN"),
+        ({"ingest": {"host": "10.0.0.1", "tls": "off", "allow_plain": True}}, "LOA_INGEST__NETWORKS"),
+        ({"ingest": {"allow_plain": True}}, "LOA_INGEST__NETWORKS"),
+        ({"ingest": {"networks": ["10.0.0.1/8"]}}, "has host bits set"),
+        ({"ingest": {"tls_key": "k"}}, "LOA_INGEST__TLS_CERT"),
+    ],
+)
+def test_what_is_heard_beyond_this_machine_is_tls_unless_somebody_says_so(settings: dict[str, object], why: str):
+    with pytest.raises(ValidationError, match=why):
+        Settings.model_validate(settings)
+
+
+def test_without_tls_beyond_this_machine_is_a_decision_with_a_name():
+    ingest = {"host": "10.0.0.1", "tls": "off", "allow_plain": True, "networks": ["10.0.0.0/8"]}
+    broker = {"host": "10.0.0.1", "tls": "off", "allow_plain": True}
+    settings = Settings.model_validate({"ingest": ingest, "broker": broker})
+    assert (settings.broker.tcp_port, settings.broker.is_tls) == (1883, False)
 
 
 def test_nothing_can_be_changed_afterwards():

@@ -20,6 +20,7 @@ from broadcast_server.mqtt.broker import (
 )
 from broadcast_server.mqtt.bus import Bus, LoopbackBus, LoopbackHub, Message, Will
 from broadcast_server.mqtt.paho_bus import PahoBus
+from broadcast_server.signer.certificates import BrokerIdentities, LocalAuthority
 from broadcast_server.supervise import Supervisor, SystemChance, SystemClock
 from tests.support.clock import settle
 from tests.support.until import until
@@ -28,13 +29,15 @@ from tests.support.until import until
 ACL = (
     "user server",
     "topic readwrite #",
+    "user server-2",  # a session each: the name is the client id
+    "topic readwrite #",
     "pattern read loa/1/node/%u/plan",
     "pattern read loa/1/node/%u/order",
     "pattern read loa/1/unit/+/alert",
     "pattern write loa/1/node/%u/status",
     "pattern write loa/1/node/%u/report",
 )
-PASSWORDS = {"server": "server-secret", "node-a": "a-secret", "node-b": "b-secret"}
+PASSWORDS = {"server": "server-secret", "server-2": "server-2-secret", "node-a": "a-secret", "node-b": "b-secret"}
 
 
 def lines_of(passwords: Mapping[str, str]) -> dict[str, str]:
@@ -46,6 +49,11 @@ class Ground(Protocol):
     """A broker and the buses on it: what the contract stands on."""
 
     name: str
+
+    @property
+    def asks_for_certificates(self) -> bool:
+        """Whether passwords are not looked at."""
+        ...
 
     async def bus(
         self, user: str = "server", *, password: str | None = None, will: Will | None = None, **limits: int
@@ -74,6 +82,7 @@ class Ground(Protocol):
 class LoopbackGround:
     clock: Clock = field(default_factory=SystemClock)
     name: str = "loopback"
+    asks_for_certificates: bool = False
 
     def __post_init__(self) -> None:
         self.hub = LoopbackHub(users=PASSWORDS, may=AccessRules(ACL).may)
@@ -116,7 +125,14 @@ class LoopbackGround:
 class RealGround:
     """mosquitto or amqtt, and `PahoBus` on it."""
 
-    def __init__(self, kind: BrokerKind, data_dir: Path, acl: Sequence[str] = ACL) -> None:
+    def __init__(
+        self,
+        kind: BrokerKind,
+        data_dir: Path,
+        acl: Sequence[str] = ACL,
+        *,
+        identities: BrokerIdentities | None = None,
+    ) -> None:
         self.name = kind.value
         self.clock, self.chance = SystemClock(), SystemChance()
         self.supervisor = Supervisor(clock=self.clock, chance=self.chance)
@@ -124,13 +140,17 @@ class RealGround:
         self.kind = kind
         self.acl = acl
         self.data_dir = data_dir
+        self.identities = identities
+        self.asks_for_certificates = kind is BrokerKind.MOSQUITTO and identities is not None
         self.broker = self._make(0)
         self.address: Address | None = None
 
     def _make(self, port: int) -> MosquittoBroker | AmqttBroker:
         users = lines_of(PASSWORDS)
         if self.kind is BrokerKind.AMQTT:
-            return AmqttBroker(acl=self.acl, clock=self.clock, port=port, users=users)
+            return AmqttBroker(
+                acl=self.acl, clock=self.clock, chance=self.chance, port=port, users=users, identities=self.identities
+            )
         return MosquittoBroker(
             data_dir=self.data_dir,
             acl=self.acl,
@@ -139,6 +159,7 @@ class RealGround:
             chance=self.chance,
             port=port,
             users=users,
+            identities=self.identities,
         )
 
     async def start(self) -> Address:
@@ -156,6 +177,8 @@ class RealGround:
             chance=self.chance,
             user=user,
             password=PASSWORDS[user] if password is None else password,
+            client_id=user,
+            tls=None if self.identities is None else self.identities.context(user),
             will=will,
             longest_wait_s=0.5,
             **limits,  # type: ignore[arg-type]  # whatever limit of the bus a story is about
@@ -186,6 +209,13 @@ class RealGround:
             await bus.close()
         await self.broker.close()
         await self.supervisor.close()
+
+
+def identities_in(folder: Path) -> BrokerIdentities:
+    """An authority of its own, for a broker on loopback."""
+    clock = SystemClock()
+    authority = LocalAuthority(folder / "authority", clock=clock, chance=SystemChance(), reserved={"server"})
+    return BrokerIdentities(authority, folder / "tls", ["127.0.0.1", "localhost"], clock)
 
 
 class Ear:
