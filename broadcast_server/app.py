@@ -30,6 +30,7 @@ from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.audio.prepare import decode_pcm
 from broadcast_server.audio.speech import EspeakSpeaker
 from broadcast_server.control import auditing, sending, ties, timekeeping
+from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
@@ -83,7 +84,7 @@ from broadcast_server.signer.certificates import (
     client_context,
 )
 from broadcast_server.signer.keys import FileSigner
-from broadcast_server.store import facts, places
+from broadcast_server.store import audit, facts, places
 from broadcast_server.store.backup import back_up
 from broadcast_server.store.journal import NAME as JOURNAL_NAME
 from broadcast_server.store.journal import Journal
@@ -280,6 +281,37 @@ async def take_reports(desk: Desk, settings: Settings, file: Path) -> bundles.Re
         return await bundles.take_reports(desk.store, inbox, judge, file)
     finally:
         await bus.close()
+
+
+# -- the authority ------------------------------------------------------------------------------------------------
+
+
+async def authority_pem(desk: Desk, settings: Settings) -> str:
+    """What peers trust."""
+    return _authority(settings, desk.clock, desk.chance).authority_pem().decode("ascii")
+
+
+async def certificates(desk: Desk, settings: Settings) -> list[dict[str, str]]:
+    """Every certificate there is: `{role, name, until}`."""
+    own = settings.data_dir / "tls" / "server.pem"
+    return _authority(settings, desk.clock, desk.chance).overview(own)
+
+
+async def rotate_authority(desk: Desk, settings: Settings, *, is_stolen: bool) -> int:
+    """Let the backup sign; the audit row's number."""
+    _authority(settings, desk.clock, desk.chance).rotate(keep=not is_stolen)
+    now = desk.clock.now()
+    return await desk.store.begin(
+        lambda session: audit.append(
+            session,
+            now=now,
+            actor=OPERATOR.login,
+            verb="authority.rotate",
+            unit_id=None,
+            subject="authority/local",
+            detail={"stolen": is_stolen},
+        )
+    )
 
 
 # -- the parts ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import signal
+import ssl
 import sys
 import tempfile
 from dataclasses import asdict
@@ -43,6 +44,9 @@ def run(
     claim: Annotated[
         list[str] | None, typer.Option(metavar="SERIAL:CODE", help="Label of a box that enrols by its claim code")
     ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="PEM of the authority an HTTPS server is signed by")
+    ] = None,
     identity: Annotated[Path | None, typer.Option(help="Folder of identities and stores, one folder per node")] = None,
     record: Annotated[Path | None, typer.Option(help="Write NODE.wav and NODE.json here")] = None,
     clock_offset_ms: Annotated[str, typer.Option(metavar="A:B", help="Error of the device clocks")] = "0:0",
@@ -62,10 +66,12 @@ def run(
     )
     with tempfile.TemporaryDirectory(prefix="firmware-sim-") as aside:
         try:
+            ssl.create_default_context(cafile=ca)  # a file that is none is told before anything begins
             options = FleetOptions(
                 server=server,
                 nodes=nodes,
                 token=token,
+                authority=ca,
                 labels=tuple(BoxLabel.parse(text) for text in claim or ()),
                 identity_dir=identity or Path(aside),
                 record_dir=record,

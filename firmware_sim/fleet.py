@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import secrets
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,8 @@ class FleetOptions:
     nodes: int
     identity_dir: Path
     token: str | None = None
+    authority: Path | None = None
+    """PEM of what the server's HTTPS certificate must be signed by; None: what the machine trusts."""
     labels: tuple[BoxLabel, ...] = ()
     """Boxes that enrol by their claim code; what is new beyond them takes the token."""
     record_dir: Path | None = None
@@ -166,7 +169,8 @@ class Fleet:
         library = SoundLibrary(offload)
         limits = httpx.Limits(max_connections=DOWNLOADS_AT_ONCE, max_keepalive_connections=DOWNLOADS_AT_ONCE)
         timeout = httpx.Timeout(10.0, pool=None)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as client:
+        trusted = ssl.create_default_context(cafile=options.authority)
+        async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False, verify=trusted) as client:
             decisions = None if options.decisions is None else DecisionLog(options.decisions)
             kit = Kit(
                 self.true,

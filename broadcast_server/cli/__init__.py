@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from broadcast_server.cli import assets, backup, bundles, clock, emergencies, feeds, people, places, schedules, serve
+from broadcast_server.cli import (
+    assets,
+    backup,
+    bundles,
+    certificates,
+    clock,
+    emergencies,
+    feeds,
+    people,
+    places,
+    schedules,
+    serve,
+)
 
 app = typer.Typer(
     name="broadcast-server",
@@ -23,6 +35,7 @@ app.add_typer(schedules.app, name="schedule", help="Import, export and preview s
 app.add_typer(emergencies.app, name="emergency", help="Emergencies (khẩn cấp).")
 app.add_typer(emergencies.stops, name="stop-all", help="Stop-all (dừng tất cả).")
 app.add_typer(clock.app, name="clock", help="The server's own clock.")
+app.add_typer(certificates.app, name="certificates", help="The local certificate authority.")
 app.add_typer(bundles.app, name="bundle", help="Files carried to communes without a network, and back.")
 app.add_typer(assets.app, name="assets", help="Audio by its hash.")
 

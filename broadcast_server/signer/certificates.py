@@ -128,15 +128,23 @@ class LocalAuthority:
 
     def authority_pem(self) -> bytes:
         """What a peer trusts: the authority that signs now, its backup, and former ones whose certificates live."""
-        return b"".join(one.pem for one in (self._load("current"), self._load("backup"), *self._former()))
+        return b"".join(
+            one.public_bytes(Encoding.PEM)
+            for one in (
+                self._load("current").certificate,
+                self._certificate("backup"),
+                *(former.certificate for former in self._former()),
+            )
+        )
 
     def rotate(self, *, keep: bool = True) -> None:
         """The backup signs from now on, and a new backup is made; peers that were told both need nothing new.
 
         `keep` False: the authority until now was stolen, so what it signed is trusted no longer: nodes need new
-        certificates before they are let in again.
+        certificates before they are let in again. Raises `Corrupt("authority_damaged")` while the backup's key is away.
         """
         with self._locked():
+            self._load("backup")  # its key must be here, and be its own
             if keep:
                 name = f"former-{self._load('current').id}"
                 for ending in ("key", "pem"):
@@ -145,6 +153,19 @@ class LocalAuthority:
                 (self._folder / f"backup.{ending}").replace(self._folder / f"current.{ending}")
             self._make_authority("backup")
         log.warning("authority.rotated", kept=keep)
+
+    def overview(self, own: Path) -> list[dict[str, str]]:
+        """What there is: `{role, name, until}`. `own`: the server's certificate, if it was made."""
+        told = []
+        parts = [("authority", self._load("current").certificate), ("backup", self._certificate("backup"))]
+        parts += [("former", each.certificate) for each in self._former()]
+        if own.exists():
+            parts.append(("server", x509.load_pem_x509_certificate(own.read_bytes())))
+        for role, one in parts:
+            until = one.not_valid_after_utc.isoformat()
+            told.append({"role": role, "name": one.subject.rfc4514_string(), "until": until})
+        told += [{"role": "node", "name": one.name, "until": one.ends_at.isoformat()} for one in self.issued()]
+        return told
 
     # -- certificates
 
@@ -235,11 +256,11 @@ class LocalAuthority:
         )
 
     def revocations(self, revoked: Collection[Issued]) -> bytes:
-        """The list of revocations, PEM, one of each authority that is trusted."""
+        """The list of revocations, PEM, one of each authority that has signed nodes."""
         now = self._clock.now()
         self._list_at = max(now - SLACK, self._list_at + timedelta(seconds=1)).replace(microsecond=0)
         lists = []
-        for signing in (self._load("current"), self._load("backup"), *self._former()):
+        for signing in (self._load("current"), *self._former()):
             builder = (
                 x509.CertificateRevocationListBuilder()
                 .issuer_name(signing.certificate.subject)
@@ -353,6 +374,13 @@ class LocalAuthority:
             and set(names) == {_general_name(host) for host in hosts}
             and self._clock.now() < renew_at(certificate)
         )
+
+    def _certificate(self, role: str) -> x509.Certificate:
+        """Without its key, which may lie in a safe."""
+        try:
+            return x509.load_pem_x509_certificate((self._folder / f"{role}.pem").read_bytes())
+        except (OSError, ValueError) as error:
+            raise Corrupt("authority_damaged", name=role) from error
 
     def _load(self, role: str) -> _Signing:
         try:
