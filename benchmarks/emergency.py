@@ -331,7 +331,7 @@ async def _until_relaying(decisions: Mapping[str, Path], parts: Mapping[str, int
 
 @dataclass(slots=True)
 class _Raised:
-    """An alarm, when it was asked for (true time) and how long the answer took."""
+    """An alarm, when the second person agreed (true time) and how long the answer took."""
 
     alert_id: str
     asked_ns: int
@@ -344,19 +344,18 @@ class _Raised:
 
 
 async def _raise(village: Village, mode: str) -> _Raised:
-    asked_ns = time.time_ns()
-    made = await village.ask(
-        "POST",
-        "/emergencies",
-        by=village.editor_token,
+    confirm = "DIỄN TẬP" if mode == "drill" else "KHẨN CẤP"
+    proposed = await village.propose_emergency(
         unit_id=PROVINCE,
         mode=mode,
-        confirm="DIỄN TẬP" if mode == "drill" else "KHẨN CẤP",
+        confirm=confirm,
         message={"hazard": HAZARD},
         rounds={"times": 1, "tone_ms": TONE_MS},
         reason="Mô phỏng",
         expires_min=10,
     )
+    asked_ns = time.time_ns()
+    made = await village.approve_emergency(proposed, confirm=confirm)
     return _Raised(made["id"], asked_ns, (time.time_ns() - asked_ns) / 1e9, made)
 
 

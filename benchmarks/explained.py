@@ -48,6 +48,7 @@ from broadcast_server.store.words import ConflictKind, ContentKind, EmergencyMod
 from speaker_protocol import rules  # noqa: E402
 from speaker_protocol.rules import BulletinClass, Late, LatePolicy, SourceKind, Why  # noqa: E402
 from speaker_protocol.signing import Refusal  # noqa: E402
+from tests.support.alarms import a_duo  # noqa: E402
 from tests.support.village import DONG, HA, LAN, PROVINCE, Village, a_village, at, once  # noqa: E402
 
 MIN = timedelta(minutes=1)
@@ -336,14 +337,11 @@ async def overruled(village: Village) -> AsyncIterator[Loss]:
     """Stop-all, an emergency, a drill."""
     await item(village, "Tin sáng", at(9, 5), 40)
     await village.clock.advance(6 * 60)
+    duo = await a_duo(village.desk, PROVINCE)
     for mode, title in ((EmergencyMode.DRILL, "Diễn tập báo bão"), (EmergencyMode.REAL, "Lũ về")):
-        launched = await emergency.launch(
-            village.desk,
-            HA,
-            NewEmergency(
-                PROVINCE, mode, Message(text=title), "báo động", confirm=emergency.CONFIRM[mode], expires_min=20
-            ),
-        )
+        confirm = emergency.CONFIRM[mode]
+        request = NewEmergency(PROVINCE, mode, Message(text=title), "báo động", confirm=confirm, expires_min=20)
+        launched = await duo.raise_(request)
         soon = village.clock.now() + timedelta(seconds=5)
         yield Loss(mode.value, "Tin sáng", soon, "emergency", title)
         await emergency.cancel(village.desk, HA, launched.row.id, reason="hết")

@@ -27,6 +27,7 @@ RELAY_AFTER: Final = timedelta(seconds=7)
 RELAY_LENGTH: Final = timedelta(seconds=18)
 LAUNCHED: Final = timedelta(seconds=5)
 """From the relay's beginning."""
+PROPOSED_BEFORE: Final = timedelta(seconds=3)
 HAZARD: Final = "flood"
 PHRASE: Final = "go_to_high_ground"
 TONE_MS: Final = 4_000
@@ -82,7 +83,7 @@ async def server_and_broker_die(village: Village, day: datetime, say: Callable[[
 
 @dataclass(frozen=True, slots=True)
 class Emergency:
-    """One round, asked for by a person at `asked_at` and launched by the server at `launched_at`."""
+    """One round, agreed to by the second person at `asked_at` and launched by the server at `launched_at`."""
 
     asked_at: datetime
     launched_at: datetime
@@ -90,14 +91,10 @@ class Emergency:
 
 
 async def an_emergency_cuts_in(village: Village, at: datetime, say: Callable[[str], None]) -> Emergency:
-    """The province's editor launches *khẩn cấp*, one short round. Raises `VillageError`."""
+    """The province's editor raises *khẩn cấp*, one short round, and a leader agrees. Raises `VillageError`."""
     clock = SystemClock()
-    await _until(clock, at)
-    asked_at = clock.now()
-    made = await village.ask(
-        "POST",
-        "/emergencies",
-        by=village.editor_token,
+    await _until(clock, at - PROPOSED_BEFORE)
+    proposed = await village.propose_emergency(
         unit_id=PROVINCE,
         units=[COMMUNE],
         mode="real",
@@ -107,7 +104,11 @@ async def an_emergency_cuts_in(village: Village, at: datetime, say: Callable[[st
         expires_min=5,
         reason="Trình diễn, mô phỏng",
     )
-    say("tin khẩn cấp (mô phỏng) / emergency launched")
+    say("tin khẩn cấp (mô phỏng) chờ người thứ hai / emergency proposed, waiting for a second person")
+    await _until(clock, at)
+    asked_at = clock.now()
+    made = await village.approve_emergency(proposed, confirm="KHẨN CẤP")
+    say("tin khẩn cấp (mô phỏng) / emergency launched by two people")
     body = AlertBody(
         alert_id="round",
         level=Level.EMERGENCY_UPPER,

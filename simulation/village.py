@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 import httpx
 
 from broadcast_server.supervise import Child, SystemClock
+from simulation.leaders import Leader
 
 PROVINCE: Final = "tinh-mo-phong"
 COMMUNE: Final = "xa-mo-phong"
@@ -56,6 +57,9 @@ class Village:
     """Of the head of the commune's station (trưởng đài): makes, approves and places, keeps the clusters."""
     editor_token: str = ""
     """Of the province's editor: owns the feeds and offers them."""
+    proposer: Leader | None = None
+    """The province's editor again, who raises an alarm; `approver`: the second person, a leader of the province."""
+    approver: Leader | None = None
     push: Mapping[str, Any] = field(default_factory=dict)
     feeds: dict[str, str] = field(default_factory=dict)
     """Feed ids by name."""
@@ -178,6 +182,9 @@ class Village:
         await self.ask("POST", "/units", by=admin, **commune)
         self.editor_token = await self._hire(admin, "bientap", "province_editor", PROVINCE)
         self.token = await self._hire(admin, "truongdai", "commune_head", COMMUNE)
+        leader = await self._hire(admin, "lanhdao", "leader", PROVINCE)
+        self.proposer = await self._enter("bientap", self.editor_token)
+        self.approver = await self._enter("lanhdao", leader)
 
     async def _hire(self, admin: str, login: str, role: str, unit: str) -> str:
         """A user with one role; a token of theirs."""
@@ -186,6 +193,35 @@ class Village:
         made = await self.ask("POST", f"/users/{user['id']}/tokens", by=admin, name="mô phỏng")
         token: str = made["token"]
         return token
+
+    async def _enter(self, login: str, token: str) -> Leader:
+        """The person has a password and a telephone from now on."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "simulation.enter", login,
+            env=self.environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told, complaint = await process.communicate()
+        if process.returncode != 0:
+            raise VillageError(f"{login} did not enter: {complaint.decode()[-2000:]}")
+        made = json.loads(told)
+        return Leader(token, made["password"], made["seed"], self._clock, int(self._clock.now().timestamp()) // 30)
+
+    async def propose_emergency(self, **form: Any) -> dict[str, Any]:
+        """An emergency or a drill for the second person to agree to. Raises `VillageError`."""
+        if self.proposer is None:
+            raise VillageError("nobody has settled in")
+        proof = await self.proposer.proof()
+        made: dict[str, Any] = await self.ask("POST", "/emergencies", by=self.proposer.token, proof=proof, **form)
+        return made
+
+    async def approve_emergency(self, proposed: Mapping[str, Any], *, confirm: str) -> dict[str, Any]:
+        """The second person agrees: it sounds. Raises `VillageError`."""
+        if self.approver is None:
+            raise VillageError("nobody has settled in")
+        agreed = {"content_hash": proposed["content_hash"], "confirm": confirm, "proof": await self.approver.proof()}
+        path = f"/emergencies/{proposed['id']}/approval"
+        made: dict[str, Any] = await self.ask("POST", path, by=self.approver.token, **agreed)
+        return made
 
     async def open_day_and_night(self) -> None:
         """No quiet hours in the demo's commune: it must sound whenever somebody starts it."""

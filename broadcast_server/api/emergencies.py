@@ -1,4 +1,4 @@
-"""Khẩn cấp and stop-all over HTTP: raise, correct, end, and see node by node how far it came."""
+"""Khẩn cấp and stop-all over HTTP: two people raise it, one ends it; and node by node how far it came."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fastapi import Query, Response
 from pydantic import Field, StringConstraints
 
 from broadcast_server.api.deps import ActorDep, DeskDep
-from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Shown
+from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, ProofForm, Shown
 from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.control import emergency
+from broadcast_server.control import consents, emergency
 from broadcast_server.control.access import Action
 from broadcast_server.control.emergency import (
     Correction,
@@ -25,7 +25,9 @@ from broadcast_server.control.emergency import (
     Rounds,
     StopAllView,
 )
+from broadcast_server.domain.consent import ConsentRole
 from broadcast_server.domain.delivery import DeliveryState
+from broadcast_server.domain.errors import Invalid
 from broadcast_server.store.deliveries import Shown as Delivered
 from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState
 
@@ -70,8 +72,8 @@ class RoundsForm(Form):
 Minutes = Annotated[int, Field(ge=1, le=emergency.LONGEST_MIN)]
 
 
-class ProposalForm(Form):
-    """An emergency for somebody else to launch."""
+class EmergencyForm(Form):
+    """An emergency for a second person to agree to. `confirm`: `KHẨN CẤP` for a real one, `DIỄN TẬP` for a drill."""
 
     unit_id: Id
     mode: EmergencyMode
@@ -80,32 +82,36 @@ class ProposalForm(Form):
     rounds: RoundsForm = RoundsForm()
     expires_min: Minutes = emergency.DEFAULT_MIN
     reason: Line
+    confirm: Line
+    proof: ProofForm
 
-    def asked(self, confirm: str = "") -> NewEmergency:
+    def asked(self) -> NewEmergency:
         """As the verb takes it."""
         return NewEmergency(
             self.unit_id,
             self.mode,
             self.message.asked(),
             self.reason,
-            confirm,
+            self.confirm,
             self.units,
             self.rounds.asked(),
             self.expires_min,
         )
 
 
-class EmergencyForm(ProposalForm):
-    """An emergency to launch. `confirm`: `KHẨN CẤP` for a real one, `DIỄN TẬP` for a drill."""
-
-    confirm: Line
-
-
-class LaunchForm(Form):
-    """Launch exactly what was seen."""
+class ApprovalForm(Form):
+    """Agree, as the second person, to exactly what was seen."""
 
     content_hash: Sha256
     confirm: Line
+    proof: ProofForm
+
+
+class RenewalForm(Form):
+    """Agree anew, as the first person, to exactly what was seen."""
+
+    content_hash: Sha256
+    proof: ProofForm
 
 
 class ReasonForm(Form):
@@ -115,20 +121,22 @@ class ReasonForm(Form):
 
 
 class CorrectionForm(Form):
-    """What takes its place."""
+    """What is to take its place, once a second person agrees."""
 
     message: MessageForm
     rounds: RoundsForm = RoundsForm()
     expires_min: Minutes = emergency.DEFAULT_MIN
     reason: Line
+    proof: ProofForm
 
 
 class FinalForm(Form):
-    """The last word; without a text a ready one is used."""
+    """The last word. Without a text a ready one is said at once; with one, `proof` and a second person are needed."""
 
     text: Speech | None = None
     voice: VoiceName = emergency.USUAL_VOICE
     reason: Line
+    proof: ProofForm | None = None
 
 
 class StopAllForm(Form):
@@ -149,8 +157,20 @@ class CountsShown(Shown):
     holding: int
 
 
+class ConsentShown(Shown):
+    """One person agreed to exactly `content_hash`."""
+
+    login: str
+    role: ConsentRole
+    content_hash: str
+    at: datetime
+
+
 class Emergency(Shown):
-    """An emergency. `stopped_by`: stop-alls in force over its places; `successor_id`: what stands in its place."""
+    """An emergency. `stopped_by`: stop-alls in force over its places; `successor_id`: what stands in its place.
+
+    `template_id`: one person raised it alone (break-glass); `agree_by`: until when a second person may agree to it.
+    """
 
     id: str
     unit_id: str
@@ -159,6 +179,7 @@ class Emergency(Shown):
     mode: EmergencyMode
     nature: EmergencyNature
     replaces_id: str | None
+    template_id: str | None
     successor_id: str | None
     level: int
     hazard: str | None
@@ -185,6 +206,8 @@ class Emergency(Shown):
     end_reason: str | None
     is_in_force: bool
     stopped_by: list[str]
+    consents: list[ConsentShown]
+    agree_by: datetime | None
     counts: CountsShown
 
     @classmethod
@@ -194,6 +217,8 @@ class Emergency(Shown):
             "successor_id": view.successor_id,
             "is_in_force": view.is_in_force,
             "stopped_by": list(view.stopped_by),
+            "consents": [ConsentShown.model_validate(one, from_attributes=True) for one in view.consents],
+            "agree_by": view.agree_by,
             "counts": CountsShown.model_validate(view.counts, from_attributes=True),
         }
         own = {name: getattr(view.row, name) for name in cls.model_fields if name not in told}
@@ -261,17 +286,10 @@ async def list_emergencies(
 
 
 @router.post("/emergencies", status_code=201)
-@asks(Action.EMERGENCY_LAUNCH)
-async def launch_emergency(desk: DeskDep, actor: ActorDep, form: EmergencyForm, response: Response) -> Emergency:
-    """Raise an emergency or a drill, at once."""
-    return _made(await emergency.launch(desk, actor, form.asked(form.confirm)), response)
-
-
-@router.post("/emergencies/proposals", status_code=201)
 @asks(Action.EMERGENCY_PROPOSE)
-async def propose_emergency(desk: DeskDep, actor: ActorDep, form: ProposalForm, response: Response) -> Emergency:
-    """Put an emergency before somebody who may launch it."""
-    return _made(await emergency.propose(desk, actor, form.asked()), response)
+async def propose_emergency(desk: DeskDep, actor: ActorDep, form: EmergencyForm, response: Response) -> Emergency:
+    """Raise an emergency or a drill; it sounds as soon as a second person has agreed to it."""
+    return _made(await consents.propose(desk, actor, form.asked(), form.proof.given()), response)
 
 
 @router.get("/emergencies/{emergency_id}")
@@ -297,15 +315,21 @@ async def list_emergency_deliveries(
     return paging.page(found, key=lambda one: one.node_id, item=Delivery.of)
 
 
-@router.post("/emergencies/{emergency_id}/launch")
+@router.post("/emergencies/{emergency_id}/approval")
 @asks(Action.EMERGENCY_LAUNCH)
-async def launch_proposed_emergency(
-    desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: LaunchForm
-) -> Emergency:
-    """Launch what was proposed."""
-    view = await emergency.launch_proposed(
-        desk, actor, emergency_id, content_hash=form.content_hash, confirm=form.confirm
+async def approve_emergency(desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: ApprovalForm) -> Emergency:
+    """Be the second person: it sounds at once, exactly as it was seen."""
+    view = await consents.approve(
+        desk, actor, emergency_id, form.proof.given(), content_hash=form.content_hash, confirm=form.confirm
     )
+    return Emergency.of(view)
+
+
+@router.post("/emergencies/{emergency_id}/consent")
+@asks(Action.EMERGENCY_PROPOSE)
+async def renew_emergency(desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: RenewalForm) -> Emergency:
+    """Agree anew, as the first person, to what nobody launched within a quarter of an hour."""
+    view = await consents.renew(desk, actor, emergency_id, form.proof.given(), content_hash=form.content_hash)
     return Emergency.of(view)
 
 
@@ -317,22 +341,29 @@ async def cancel_emergency(desk: DeskDep, actor: ActorDep, emergency_id: IdPath,
 
 
 @router.post("/emergencies/{emergency_id}/correction", status_code=201)
-@asks(Action.EMERGENCY_LAUNCH)
+@asks(Action.EMERGENCY_PROPOSE)
 async def correct_emergency(
     desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: CorrectionForm, response: Response
 ) -> Emergency:
-    """Replace it by a correction at the same places."""
+    """Propose a correction for the same places; to silence what is wrong needs nobody else."""
     request = Correction(emergency_id, form.message.asked(), form.reason, form.rounds.asked(), form.expires_min)
-    return _made(await emergency.correct(desk, actor, request), response)
+    return _made(await consents.correct(desk, actor, request, form.proof.given()), response)
 
 
 @router.post("/emergencies/{emergency_id}/final", status_code=201)
-@asks(Action.EMERGENCY_LAUNCH)
+@asks(Action.EMERGENCY_LAUNCH, Action.EMERGENCY_PROPOSE)
 async def finish_emergency(
     desk: DeskDep, actor: ActorDep, emergency_id: IdPath, form: FinalForm, response: Response
 ) -> Emergency:
-    """Silence it and say once that it is over, at the same places."""
-    view = await emergency.finish(desk, actor, emergency_id, reason=form.reason, text=form.text, voice=form.voice)
+    """Silence it and say once, in ready words, that it is over; or propose words of one's own."""
+    if form.text is None:
+        view = await emergency.finish(desk, actor, emergency_id, reason=form.reason, voice=form.voice)
+        return _made(view, response)
+    if form.proof is None:
+        raise Invalid("proof_missing", field="proof", fix="give_proof")
+    view = await consents.finish(
+        desk, actor, emergency_id, form.proof.given(), reason=form.reason, text=form.text, voice=form.voice
+    )
     return _made(view, response)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Final
 from fastapi import Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from broadcast_server.control.accounts import Proof
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120)]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 IdPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -31,6 +33,17 @@ class Form(BaseModel):
     """What a caller sends: a field nobody knows is an error, not silently dropped."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProofForm(Form):
+    """Password and one-time code (or a recovery code) of whoever asks: what weighs much is done by somebody present."""
+
+    password: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(repr=False)
+    code: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(repr=False)
+
+    def given(self) -> Proof:
+        """As the verb takes it."""
+        return Proof(self.password, self.code)
 
 
 class Shown(BaseModel):

@@ -110,7 +110,18 @@ async def _hash_of(request: Request) -> str:
     told = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode())
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in {"", "application/json"}:
-        told.update(await request.body())  # the route reads the same bytes again from the request's cache
+        told.update(_without_proof(await request.body()))  # the route reads the same bytes again from the cache
     else:
         told.update(f"{kind} {request.headers.get('content-length', '')}".encode())
     return told.hexdigest()
+
+
+def _without_proof(body: bytes) -> bytes:
+    """What is asked for, without the password and code it came with: no trace of those is kept, not even hashed."""
+    try:
+        asked = json.loads(body)
+    except ValueError:  # the route will say what is wrong with it
+        return body
+    if not isinstance(asked, dict) or "proof" not in asked:
+        return body
+    return json.dumps({name: value for name, value in asked.items() if name != "proof"}, sort_keys=True).encode()

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from broadcast_server.api import (
     assets,
     audit,
+    break_glass,
     bulletins,
     clusters,
     conflicts,
@@ -93,6 +94,7 @@ NOUNS: Final = (
     sendings,
     ties,
     emergencies,
+    break_glass,
     live,
     readiness,
     plays,

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from broadcast_server.api.bulletins import Language
 from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep
-from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, Shown
+from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Instant, ProofForm, Shown
 from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
@@ -48,7 +48,8 @@ class SendingForm(Form):
     """Send a bulletin to `unit_ids`, or to every unit of `kinds` below `below`.
 
     `earliest`, `latest`, `times` are wishes; `deadline`: until when units decide or the server places it; of an
-    emergency until when nodes that were away still obey. `confirm`: the word that launches an emergency.
+    emergency until when nodes that were away still obey. `confirm`: the word of a real emergency, which a second person
+    must agree to; it asks for `proof` too.
     """
 
     unit_id: Id
@@ -65,10 +66,11 @@ class SendingForm(Form):
     times: Annotated[int, Field(ge=1, le=20)] = 1
     valid_to: Instant | None = None
     confirm: Annotated[str, StringConstraints(max_length=40)] = ""
+    proof: ProofForm | None = None
 
 
 class CorrectionForm(Form):
-    """Send a newer version after one that was sent; `note`: what is mended."""
+    """Send a newer version after one that was sent; `note`: what is mended; `proof`: for an emergency."""
 
     note: Note
     version_id: Id | None = None
@@ -76,6 +78,7 @@ class CorrectionForm(Form):
     earliest: Instant | None = None
     latest: Instant | None = None
     valid_to: Instant | None = None
+    proof: ProofForm | None = None
 
 
 class NoteForm(Form):
@@ -173,6 +176,8 @@ class Arrival(Shown):
             "why": "" if reason is None else sentence(reason, {**(row.facts or {}), "title": sent.title}, locale),
         }
         code = "arrival_heard" if view.heard.nodes_planned and row.state is ArrivalState.PLANNED else None
+        if row.state is ArrivalState.WAITING and row.alert_id is not None:
+            code = "arrival_waits_for_second"
         code = "arrival_taken_off" if view.is_off and not view.heard.nodes_heard else code
         return cls(
             id=row.id,
@@ -296,6 +301,7 @@ async def send_bulletin(
             valid_to=form.valid_to,
             confirm=form.confirm,
         ),
+        None if form.proof is None else form.proof.given(),
     )
     response.headers["Location"] = f"/api/v1/sendings/{made.sending.id}"
     return SendingDetail.viewed(made, locale)
@@ -326,7 +332,7 @@ async def correct_sending(
     request = Correction(
         sending_id, form.note, form.deadline, form.version_id, form.earliest, form.latest, form.valid_to
     )
-    made = await sending.correct(desk, actor, request)
+    made = await sending.correct(desk, actor, request, None if form.proof is None else form.proof.given())
     response.headers["Location"] = f"/api/v1/sendings/{made.sending.id}"
     return SendingDetail.viewed(made, locale)
 

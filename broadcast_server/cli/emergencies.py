@@ -1,4 +1,8 @@
-"""`broadcast-server emergency …` and `stop-all …`: the machine's own hand when nobody can reach the console."""
+"""`broadcast-server emergency …` and `stop-all …`: at the machine itself when nobody can reach the console.
+
+Who may start the program may silence; to raise an alarm two people are needed here as anywhere: each names oneself by
+`--as` and types password and one-time code, and each must hold the right.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from broadcast_server.cli.office import run, tell
-from broadcast_server.control import emergency
+from broadcast_server.cli.office import ask_proof, person, run, tell
+from broadcast_server.control import break_glass, consents, emergency
 from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.break_glass import BreakGlass
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.emergency import (
     DEFAULT_MIN,
@@ -28,13 +33,16 @@ stops = typer.Typer(no_args_is_help=True, help="Stop-all (dừng tất cả).")
 
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 Reason = Annotated[str, typer.Option(help="why; kept in the audit log")]
+Confirm = Annotated[str, typer.Option(help="KHẨN CẤP for a real one, DIỄN TẬP for a drill")]
+As = Annotated[str, typer.Option("--as", help="who is at the keyboard; password and code are asked for")]
 
 
-@app.command("launch")
-def launch(
+@app.command("propose")
+def propose(
     unit: str,
+    login: As,
     mode: Annotated[EmergencyMode, typer.Option(help="real or drill; there is no default")],
-    confirm: Annotated[str, typer.Option(help="KHẨN CẤP for a real one, DIỄN TẬP for a drill")],
+    confirm: Confirm,
     reason: Reason,
     hazard: Annotated[str | None, typer.Option(help="a danger the nodes have words for")] = None,
     phrase: Annotated[list[str] | None, typer.Option(help="what the nodes say of it; may be repeated")] = None,
@@ -44,11 +52,53 @@ def launch(
     expires_min: Annotated[int, typer.Option(help="in force so long")] = DEFAULT_MIN,
     as_json: Json = False,
 ) -> None:
-    """Raise an emergency or a drill at a unit and everything below, at once."""
+    """Raise an emergency or a drill at a unit and everything below; it sounds once another person has approved it."""
     message = Message(hazard=hazard, phrases=tuple(phrase or ()), text=text)
     rounds = Rounds(times=times, every_min=every_min)
     request = NewEmergency(unit, mode, message, reason, confirm, rounds=rounds, expires_min=expires_min)
-    tell(_emergency(run(lambda desk: emergency.launch(desk, OPERATOR, request))), as_json=as_json)
+    proof = ask_proof(login)
+
+    async def errand(desk: Desk) -> EmergencyView:
+        return await consents.propose(desk, await person(desk, login), request, proof)
+
+    tell(_emergency(run(errand)), as_json=as_json)
+
+
+@app.command("approve")
+def approve(
+    emergency_id: str,
+    login: As,
+    confirm: Confirm,
+    content_hash: Annotated[str, typer.Option("--hash", help="of what was proposed, as `propose` and `list` tell it")],
+    as_json: Json = False,
+) -> None:
+    """Be the second person: it sounds at once, exactly as it was proposed."""
+    proof = ask_proof(login)
+
+    async def errand(desk: Desk) -> EmergencyView:
+        who = await person(desk, login)
+        return await consents.approve(desk, who, emergency_id, proof, content_hash=content_hash, confirm=confirm)
+
+    tell(_emergency(run(errand)), as_json=as_json)
+
+
+@app.command("break-glass")
+def break_the_glass(
+    unit: str,
+    login: As,
+    template: Annotated[str, typer.Option(help="an approved template")],
+    confirm: Confirm,
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Sound an approved template alone, at most 15 minutes; somebody else reviews it within a day."""
+    proof = ask_proof(login)
+
+    async def errand(desk: Desk) -> EmergencyView:
+        request = BreakGlass(unit, template, reason, confirm)
+        return await break_glass.break_glass(desk, await person(desk, login), request, proof)
+
+    tell(_emergency(run(errand)), as_json=as_json)
 
 
 @app.command("list")
@@ -98,15 +148,16 @@ def cancel(emergency_id: str, reason: Reason, as_json: Json = False) -> None:
 
 
 @app.command("final")
-def finish(
-    emergency_id: str,
-    reason: Reason,
-    text: Annotated[str | None, typer.Option(help="instead of the ready text")] = None,
-    as_json: Json = False,
-) -> None:
-    """Silence it and say once that it is over (tin cuối cùng)."""
-    view = run(lambda desk: emergency.finish(desk, OPERATOR, emergency_id, reason=reason, text=text))
-    tell(_emergency(view), as_json=as_json)
+def finish(emergency_id: str, login: As, reason: Reason, as_json: Json = False) -> None:
+    """Silence it and say once, in ready words, that it is over (tin cuối cùng)."""
+    proof = ask_proof(login)
+
+    async def errand(desk: Desk) -> EmergencyView:
+        who = await person(desk, login)
+        await consents.proved(desk, who, proof)
+        return await emergency.finish(desk, who, emergency_id, reason=reason)
+
+    tell(_emergency(run(errand)), as_json=as_json)
 
 
 @stops.command("set")
@@ -142,6 +193,9 @@ def _emergency(view: EmergencyView) -> dict[str, Any]:
         "mode": row.mode.value,
         "nature": row.nature.value,
         "in_force": view.is_in_force,
+        "content_hash": row.content_hash,
+        "agreed": [f"{one.role.value}:{one.login}" for one in view.consents],
+        "agree_by": view.agree_by,
         "expires_at": row.expires_at,
         "says": row.text or row.hazard,
         "nodes": counts.nodes,

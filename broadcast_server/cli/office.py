@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from broadcast_server import app as composition
 from broadcast_server import settings as settings_of
 from broadcast_server.catalogue import sentence
+from broadcast_server.control import people
+from broadcast_server.control.access import OPERATOR, Actor
+from broadcast_server.control.accounts import Proof
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.settings import Settings
@@ -52,6 +55,19 @@ def fail(error: BroadcastError, code: int = FAILED) -> NoReturn:
     typer.echo(sentence(error.code, error.facts, "vi"), err=True)
     typer.echo(f"({error})", err=True)
     raise SystemExit(code)
+
+
+async def person(desk: Desk, login: str) -> Actor:
+    """The person of that login, who acts at this keyboard. Raises `NotFound`."""
+    user = (await people.user_of_login(desk, OPERATOR, login)).user
+    return Actor(user.id, user.login)
+
+
+def ask_proof(login: str) -> Proof:
+    """Password and one-time code, typed by the person; neither is shown, nor taken from the command line."""
+    password = typer.prompt(f"Mật khẩu của {login} / password of {login}", hide_input=True, err=True)
+    code = typer.prompt("Mã dùng một lần / one-time code", hide_input=True, err=True)
+    return Proof(password, code)
 
 
 def tell(value: Any, *, as_json: bool) -> None:

@@ -1,10 +1,11 @@
-"""Khẩn cấp: propose, launch, correct, end; and the stop-all latch. State, not commands: the conductor publishes it.
+"""Khẩn cấp: put in force, cancel, end; and the stop-all latch. State, not commands: the conductor publishes it.
 
-A maintainer must not break: (1) the mode has no default and a typed word confirms it: a drill and a real alert cannot
-be mistaken for each other; (2) what was approved is `content_hash`, over what sounds, where, how long and in which
-mode; (3) deliveries are made in the transaction that launches, so nobody who should be warned is forgotten; (4) every
-verb is idempotent: a hand that presses twice warns, cancels and releases once; (5) an emergency leaves at once with
-what the nodes have themselves; its speech follows (`control.herald`), nobody waits for it.
+How people come to agree stands in `control.consents` (two of them) and `control.break_glass` (one, from an approved
+template). A maintainer must not break: (1) `put_in_force` is the only way on the air, and it asks `domain.consent`;
+(2) the mode has no default and a typed word confirms it: a drill and a real alert cannot be mistaken for each other;
+(3) deliveries are made in the transaction that launches, so nobody who should be warned is forgotten; (4) silencing
+needs one person and is idempotent: a hand that presses twice cancels and releases once; (5) an emergency leaves at once
+with what the nodes have themselves; its speech follows (`control.herald`), nobody waits for it.
 
 Source: Thông tư 39/2020 (khẩn cấp plays at once, wherever it is addressed); `docs/glossary.md` (diễn tập, tin cuối
 cùng, dừng tất cả).
@@ -12,11 +13,9 @@ cùng, dừng tất cả).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -25,14 +24,23 @@ from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.alarm import round_length
-from broadcast_server.domain.clock import to_ms
+from broadcast_server.domain.consent import CONSENT_LIVES, FINAL_MIN, ConsentRole, Unfit, ready_final
 from broadcast_server.domain.delivery import ALERT, LATCH, DeliveryState
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused
-from broadcast_server.store import audit, deliveries, emergencies, library, places
+from broadcast_server.store import audit, consents, deliveries, emergencies, library, places, sendings
 from broadcast_server.store.deliveries import Counts, Shown
+from broadcast_server.store.emergencies import body_of
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
-from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState, ScheduleKind, VersionState
+from broadcast_server.store.tables import AlertRow, ArrivalRow, BroadcastRow, EmergencyRow, StopAllRow
+from broadcast_server.store.tables_approval import EmergencyConsentRow
+from broadcast_server.store.words import (
+    ArrivalState,
+    EmergencyMode,
+    EmergencyNature,
+    EmergencyState,
+    ScheduleKind,
+    VersionState,
+)
 from speaker_protocol.hazards import HAZARDS, PHRASES
 from speaker_protocol.rules import BulletinClass, Level
 
@@ -41,18 +49,10 @@ CONFIRM: Final = {EmergencyMode.REAL: "KHẨN CẤP", EmergencyMode.DRILL: "DI�
 USUAL_VOICE: Final = Voice.NORTH.value
 LONGEST_MIN: Final = 24 * 60
 DEFAULT_MIN: Final = 60
-FINAL_MIN: Final = 15
-"""How long a final notice stays for nodes that were away."""
 MOST_UNITS: Final = 200
 TEXT_MAX: Final = 2_000
 _REASON_MAX: Final = 300
 _COMMUNE_KINDS: Final = frozenset({"commune", "ward", "special_zone", "town", "zone", "hamlet"})
-_FINAL_TEXT: Final = {
-    EmergencyMode.REAL: "Tin cuối cùng. Tình huống khẩn cấp đã kết thúc.",
-    EmergencyMode.DRILL: "Tin cuối cùng. Buổi diễn tập đã kết thúc.",
-}
-_FINAL_PHRASES: Final = ("all_clear",)
-"""What nodes say themselves until the text is spoken."""
 
 
 # -- requests and answers ---------------------------------------------------------------------------------------------
@@ -82,7 +82,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class NewEmergency:
-    """An emergency to launch or to propose. `units`: where it sounds, of what lies under `unit_id`; none: all of it."""
+    """An emergency to agree to. `units`: where it sounds, of what lies under `unit_id`; none: all of it.
+
+    `confirm`: the word of its mode, typed by whoever raises it.
+    """
 
     unit_id: str
     mode: EmergencyMode
@@ -115,6 +118,9 @@ class EmergencyView:
     successor_id: str | None
     stopped_by: tuple[str, ...]
     """Stop-alls in force over any of its places: there it does not sound."""
+    consents: tuple[EmergencyConsentRow, ...] = ()
+    agree_by: datetime | None = None
+    """Until when a second person may agree to what was proposed; None: it is decided, or nobody agreed lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,56 +151,31 @@ class DeliveryQuery:
     limit: int = 100
 
 
-# -- launching --------------------------------------------------------------------------------------------------------
+# -- on the air -------------------------------------------------------------------------------------------------------
 
 
-async def launch(desk: Desk, actor: Actor, request: NewEmergency) -> EmergencyView:
-    """Raise an emergency (or a drill) at once. Raises `Invalid` naming field and fix, `Refused`, `NotFound`."""
-    check_confirm(request.mode, request.confirm)
-    return await _enter(desk, actor, request, is_launch=True)
-
-
-async def propose(desk: Desk, actor: Actor, request: NewEmergency) -> EmergencyView:
-    """Put an emergency before somebody who may launch it; its speech is made meanwhile."""
-    return await _enter(desk, actor, request, is_launch=False)
-
-
-async def _enter(desk: Desk, actor: Actor, request: NewEmergency, *, is_launch: bool) -> EmergencyView:
-    now, emergency_id = desk.clock.now(), desk.chance.new_id()
-    _check(request.message, request.rounds, request.expires_min, request.reason)
-    action = Action.EMERGENCY_LAUNCH if is_launch else Action.EMERGENCY_PROPOSE
-
-    def work(session: Session) -> EmergencyView:
-        access.authorize(session, actor, action, request.unit_id, at=now)
-        row = _new_row(session, actor, request, emergency_id, now)
-        if is_launch:
-            _put_in_force(session, desk, actor, row, now)
-        else:
-            _audit(session, actor, now, "emergency.propose", row)
-        return _view(session, row, None, now)
-
-    return await desk.store.begin(work)
-
-
-def enter_launch(
-    session: Session, desk: Desk, actor: Actor, request: NewEmergency, emergency_id: str, now: datetime
+def new_row(
+    session: Session,
+    actor: Actor,
+    request: NewEmergency,
+    emergency_id: str,
+    now: datetime,
+    *,
+    template_id: str | None = None,
+    most_units: int = MOST_UNITS,
 ) -> EmergencyRow:
-    """`launch` inside a transaction of the caller's."""
+    """What was asked for, proposed, and the right to propose it. Raises `Invalid` naming field and fix, `Refused`,
+    `NotFound`.
+    """
     check_confirm(request.mode, request.confirm)
-    _check(request.message, request.rounds, request.expires_min, request.reason)
-    access.authorize(session, actor, Action.EMERGENCY_LAUNCH, request.unit_id, at=now)
-    row = _new_row(session, actor, request, emergency_id, now)
-    _put_in_force(session, desk, actor, row, now)
-    return row
-
-
-def _new_row(session: Session, actor: Actor, request: NewEmergency, emergency_id: str, now: datetime) -> EmergencyRow:
-    row = _row(
+    check(request.message, request.rounds, request.expires_min, request.reason)
+    access.authorize(session, actor, Action.EMERGENCY_PROPOSE, request.unit_id, at=now)
+    return _entered(
         session,
         actor,
         emergency_id,
         unit_id=request.unit_id,
-        units=_units(session, request.unit_id, request.units, now),
+        units=_units(session, request.unit_id, request.units, now, most_units),
         mode=request.mode,
         nature=EmergencyNature.ALERT,
         message=request.message,
@@ -202,34 +183,112 @@ def _new_row(session: Session, actor: Actor, request: NewEmergency, emergency_id
         expires_min=request.expires_min,
         reason=request.reason,
         now=now,
+        template_id=template_id,
     )
-    session.add(row)
+
+
+def new_successor(
+    session: Session,
+    actor: Actor,
+    request: Correction,
+    nature: EmergencyNature,
+    emergency_id: str,
+    now: datetime,
+) -> EmergencyRow:
+    """What is to stand in the place of an emergency, proposed. Raises `Conflict("emergency_replaced")` where something
+    does already.
+    """
+    row = emergencies.emergency(session, request.emergency_id)
+    access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row.unit_id, at=now)
+    _may_be_replaced(session, row)
+    return _entered(
+        session,
+        actor,
+        emergency_id,
+        unit_id=row.unit_id,
+        units=row.units,
+        mode=row.mode,
+        nature=nature,
+        message=request.message,
+        rounds=request.rounds,
+        expires_min=request.expires_min,
+        reason=request.reason,
+        replaces=row.id,
+        now=now,
+    )
+
+
+def _may_be_replaced(session: Session, row: EmergencyRow) -> None:
+    if row.launched_at is None:
+        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
+    successor = emergencies.successor_of(session, row.id)
+    if successor is not None:
+        raise Conflict("emergency_replaced", emergency=row.id, by=successor.id, fix="act_on_successor")
+
+
+def put_in_force(
+    session: Session, desk: Desk, actor: Actor, row: EmergencyRow, now: datetime, *, without: Collection[str] = ()
+) -> None:
+    """Sound it, if exactly this was agreed to; what it replaces is over. `without`: people whose consent is void.
+
+    Raises `Refused` with the reason why it may not sound, `Conflict("emergency_replaced")`.
+    """
+    unfit = consents.why_unfit(session, row, launched_at=now, without=without)
+    if unfit is Unfit.CONTENT_CHANGED:
+        raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=row.content_hash)
+    if unfit is not None:
+        raise Refused(f"unfit_{unfit.value}", emergency=row.id, fix=_UNFIT_FIX.get(unfit, "raise_it_anew"))
+    if row.replaces_id is not None:
+        before = emergencies.emergency(session, row.replaces_id)
+        _may_be_replaced(session, before)
+        _replaced(session, actor, before, row, now)
+    _sound(session, desk, actor, row, now)
+
+
+_UNFIT_FIX: Final = {
+    Unfit.CONSENT_MISSING: "find_second_person",
+    Unfit.SAME_PERSON: "find_second_person",
+    Unfit.SAME_SEAT: "find_second_person",
+    Unfit.TEMPLATE_UNAPPROVED: "approve_template",
+    Unfit.FINAL_OWN_WORDS: "find_second_person",
+}
+
+
+def consent(
+    session: Session,
+    row: EmergencyRow,
+    actor: Actor,
+    role: ConsentRole,
+    consent_id: str,
+    now: datetime,
+) -> None:
+    """The actor agrees to exactly what the row holds now. Raises `Refused("not_a_person")` for a machine's hand."""
+    if actor.everywhere or not consents.is_enabled(session, actor.user_id):
+        raise Refused("not_a_person", fix="name_two_people", login=actor.login)
+    content_hash = emergencies.alarm_of(row).content_hash
+    if content_hash != row.content_hash:
+        raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=row.content_hash)
+    session.add(
+        EmergencyConsentRow(
+            id=consent_id,
+            emergency_id=row.id,
+            user_id=actor.user_id,
+            login=actor.login,
+            role=role,
+            content_hash=content_hash,
+            at=now,
+            seat=seat_of(actor),
+        )
+    )
     session.flush()
-    return row
 
 
-async def launch_proposed(
-    desk: Desk, actor: Actor, emergency_id: str, *, content_hash: str, confirm: str
-) -> EmergencyView:
-    """Launch what was proposed, exactly as it was seen. Launched already: the same answer, nothing twice."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> EmergencyView:
-        row = emergencies.emergency(session, emergency_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
-        check_confirm(row.mode, confirm)
-        if row.content_hash != content_hash or row.content_hash != _hash_of(row):
-            raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
-        if row.state is EmergencyState.WITHDRAWN:
-            raise Conflict("emergency_withdrawn", emergency=row.id, fix="raise_it_anew")
-        if row.state is EmergencyState.PROPOSED:
-            _put_in_force(session, desk, actor, row, now)
-        return _view(session, row, None, now)
-
-    return await desk.store.begin(work)
+def seat_of(actor: Actor) -> str | None:
+    """The log-in somebody came through."""
+    return actor.session_id or actor.token_id
 
 
-def _put_in_force(session: Session, desk: Desk, actor: Actor, row: EmergencyRow, now: datetime) -> None:
+def _sound(session: Session, desk: Desk, actor: Actor, row: EmergencyRow, now: datetime) -> None:
     row.state, row.approved_by, row.launched_at = EmergencyState.IN_FORCE, actor.login, now
     row.expires_at = now + timedelta(minutes=row.expires_min)
     body = body_of(session, row)
@@ -263,7 +322,28 @@ def _put_in_force(session: Session, desk: Desk, actor: Actor, row: EmergencyRow,
     deliveries.enlist(
         session, f"{ALERT}{row.id}", row.units, places.local_date(now), now=now, expires_at=row.expires_at
     )
-    _audit(session, actor, now, "emergency.drill" if row.mode is EmergencyMode.DRILL else "emergency.launch", row)
+    for arrival in sendings.of_alert(session, row.id, ArrivalState.WAITING):
+        arrival.state, arrival.sounds_at = ArrivalState.PLANNED, now
+        arrival.decided_at, arrival.decided_by = now, actor.login
+        _tell_arrival(session, actor, now, "arrival.alert", arrival, alert=row.id)
+    session.flush()
+    agreed = [f"{one.role.value}:{one.login}" for one in consents.consents_of(session, (row.id,))[row.id]]
+    verb = "emergency.drill" if row.mode is EmergencyMode.DRILL else "emergency.launch"
+    audit_emergency(session, actor, now, verb, row, agreed=agreed, template=row.template_id)
+
+
+def _replaced(session: Session, actor: Actor, row: EmergencyRow, by: EmergencyRow, now: datetime) -> None:
+    """It is over, and so is what was sent down as it, where the other takes its place."""
+    mine = {each.unit_id for each in sendings.of_alert(session, by.id, ArrivalState.WAITING)}
+    was_sounding = _is_in_force(row, now)
+    if was_sounding:
+        _end(session, actor, row, EmergencyState.REPLACED, by.reason, now)
+    for arrival in sendings.of_alert(session, row.id, ArrivalState.PLANNED):
+        if arrival.unit_id in mine:
+            arrival.state = ArrivalState.REPLACED
+            arrival.reason = "while_it_sounded" if was_sounding else "after_it_sounded"
+            _tell_arrival(session, actor, now, "arrival.replace", arrival, by=by.id)
+    audit_emergency(session, actor, now, f"emergency.{by.nature.value}", row, by=by.id, reason=by.reason)
 
 
 # -- ends and successors ----------------------------------------------------------------------------------------------
@@ -274,7 +354,7 @@ async def cancel(desk: Desk, actor: Actor, emergency_id: str, *, reason: str) ->
     now = desk.clock.now()
     _check_reason(reason)
     return await desk.store.begin(
-        lambda session: _view(session, enter_cancel(session, actor, emergency_id, reason, now), None, now)
+        lambda session: view_of(session, enter_cancel(session, actor, emergency_id, reason, now), None, now)
     )
 
 
@@ -286,96 +366,40 @@ def enter_cancel(session: Session, actor: Actor, emergency_id: str, reason: str,
     access.authorize(session, actor, action, row.unit_id, at=now)
     if is_proposal:
         _end(session, actor, row, EmergencyState.WITHDRAWN, reason, now)
-        _audit(session, actor, now, "emergency.withdraw", row, reason=reason)
+        audit_emergency(session, actor, now, "emergency.withdraw", row, reason=reason)
     elif _is_in_force(row, now):
         _end(session, actor, row, EmergencyState.CANCELLED, reason, now)
-        _audit(session, actor, now, "emergency.cancel", row, reason=reason)
+        audit_emergency(session, actor, now, "emergency.cancel", row, reason=reason)
     return row
 
 
-async def correct(desk: Desk, actor: Actor, request: Correction) -> EmergencyView:
-    """Đính chính: what replaces it, at the same places and in the same mode. Raises `Conflict("emergency_replaced")`
-    where something stands in its place already.
-    """
-    _check(request.message, request.rounds, request.expires_min, request.reason)
-    return await _replace(desk, actor, request, EmergencyNature.CORRECTION)
-
-
 async def finish(
-    desk: Desk, actor: Actor, emergency_id: str, *, reason: str, text: str | None = None, voice: str = USUAL_VOICE
+    desk: Desk, actor: Actor, emergency_id: str, *, reason: str, voice: str = USUAL_VOICE
 ) -> EmergencyView:
-    """Tin cuối cùng: silences it and says once that the danger is over, to the same places.
+    """Tin cuối cùng: silences it and says once, in ready-made words, that the danger is over, to the same places.
 
-    Without a text a ready one is used. Finished already: the notice that stands.
+    Ending needs one person. Finished already: the notice that stands. Words of one's own: `consents.finish`.
     """
+    now, fresh_id, consent_id = desk.clock.now(), desk.chance.new_id(), desk.chance.new_id()
     _check_reason(reason)
-    message = Message(text=text, voice=voice)
-    request = Correction(emergency_id, message, reason, Rounds(times=1), FINAL_MIN)
-    if text is not None:
-        _check(message, request.rounds, FINAL_MIN, reason)
-    return await _replace(desk, actor, request, EmergencyNature.FINAL)
+    if voice not in set(Voice):
+        raise Invalid("not_a_choice", field="voice", expected=", ".join(Voice), fix="pick_voice")
 
+    def work(session: Session) -> EmergencyView:
+        row = emergencies.emergency(session, emergency_id)
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        successor = emergencies.successor_of(session, row.id)
+        if successor is not None and successor.nature is EmergencyNature.FINAL:
+            return view_of(session, successor, None, now)
+        says = ready_final(row.mode.value, emergencies.alarm_of(row).says, voice)
+        message = Message(hazard=says.hazard, text=says.text, voice=voice)
+        request = Correction(row.id, message, reason, Rounds(times=says.times), FINAL_MIN)
+        fresh = new_successor(session, actor, request, EmergencyNature.FINAL, fresh_id, now)
+        consent(session, fresh, actor, ConsentRole.FINISHER, consent_id, now)
+        put_in_force(session, desk, actor, fresh, now)
+        return view_of(session, fresh, None, now)
 
-def enter_correction(
-    session: Session, desk: Desk, actor: Actor, request: Correction, fresh_id: str, now: datetime
-) -> EmergencyRow:
-    """`correct` inside a transaction of the caller's."""
-    _check(request.message, request.rounds, request.expires_min, request.reason)
-    return _enter_successor(session, desk, actor, request, EmergencyNature.CORRECTION, fresh_id, now)
-
-
-async def _replace(desk: Desk, actor: Actor, request: Correction, nature: EmergencyNature) -> EmergencyView:
-    now, fresh_id = desk.clock.now(), desk.chance.new_id()
-    return await desk.store.begin(
-        lambda session: _view(
-            session, _enter_successor(session, desk, actor, request, nature, fresh_id, now), None, now
-        )
-    )
-
-
-def _enter_successor(
-    session: Session,
-    desk: Desk,
-    actor: Actor,
-    request: Correction,
-    nature: EmergencyNature,
-    fresh_id: str,
-    now: datetime,
-) -> EmergencyRow:
-    row = emergencies.emergency(session, request.emergency_id)
-    access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
-    if row.launched_at is None:
-        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
-    successor = emergencies.successor_of(session, row.id)
-    if successor is not None:
-        if successor.nature is nature is EmergencyNature.FINAL:
-            return successor
-        raise Conflict("emergency_replaced", emergency=row.id, by=successor.id, fix="act_on_successor")
-    message = request.message
-    if nature is EmergencyNature.FINAL:
-        message = replace(message, hazard=row.hazard, text=message.text or _FINAL_TEXT[row.mode])
-    fresh = _row(
-        session,
-        actor,
-        fresh_id,
-        unit_id=row.unit_id,
-        units=row.units,
-        mode=row.mode,
-        nature=nature,
-        message=message,
-        rounds=request.rounds,
-        expires_min=request.expires_min,
-        reason=request.reason,
-        replaces=row.id,
-        now=now,
-    )
-    session.add(fresh)
-    session.flush()
-    if _is_in_force(row, now):
-        _end(session, actor, row, EmergencyState.REPLACED, request.reason, now)
-    _put_in_force(session, desk, actor, fresh, now)
-    _audit(session, actor, now, f"emergency.{nature.value}", row, by=fresh.id, reason=request.reason)
-    return fresh
+    return await desk.store.begin(work)
 
 
 def _end(session: Session, actor: Actor, row: EmergencyRow, state: EmergencyState, reason: str, now: datetime) -> None:
@@ -449,7 +473,7 @@ async def get_emergency(desk: Desk, actor: Actor, emergency_id: str) -> Emergenc
         roots = access.scope(session, actor, Action.READ, at=now)
         if not _concerns(session, (row.unit_id, *row.units), roots, now):
             raise NotFound("unknown_emergency", emergency=emergency_id)
-        return _view(session, row, roots, now)
+        return view_of(session, row, roots, now)
 
     return await desk.store.read(work)
 
@@ -468,7 +492,7 @@ async def list_emergencies(desk: Desk, actor: Actor, query: EmergencyQuery) -> l
             limit=query.limit,
         )
         counted = deliveries.counts_of(session, [f"{ALERT}{row.id}" for row in rows], roots, places.local_date(now))
-        return [_view(session, row, roots, now, counted[f"{ALERT}{row.id}"]) for row in rows]
+        return [view_of(session, row, roots, now, counted[f"{ALERT}{row.id}"]) for row in rows]
 
     return await desk.store.read(work)
 
@@ -545,26 +569,37 @@ def _concerns(session: Session, units: Collection[str], roots: Collection[str] |
     return around is None or not around.isdisjoint(units)
 
 
-def _view(
+def view_of(
     session: Session,
     row: EmergencyRow,
     roots: Collection[str] | None,
     now: datetime,
     counted: Counts | None = None,
 ) -> EmergencyView:
+    """An emergency as a caller with these roots (None: all) sees it."""
     session.flush()
     on = places.local_date(now)
     successor = emergencies.successor_of(session, row.id)
     paths = places.paths_of(session, row.units, on)
     over = frozenset(place for path in paths.values() for place in path)
     is_in_force = _is_in_force(row, now)
+    given = consents.consents_of(session, (row.id,))[row.id]
     return EmergencyView(
         row,
         deliveries.counts(session, f"{ALERT}{row.id}", roots, on) if counted is None else counted,
         is_in_force,
         None if successor is None else successor.id,
         tuple(latch.id for latch in emergencies.latches_over(session, over)) if is_in_force else (),
+        tuple(given),
+        _agree_by(row, given, now),
     )
+
+
+def _agree_by(row: EmergencyRow, given: Sequence[EmergencyConsentRow], now: datetime) -> datetime | None:
+    first = [one.at for one in given if one.role is ConsentRole.INITIATOR and one.content_hash == row.content_hash]
+    if row.state is not EmergencyState.PROPOSED or not first or max(first) + CONSENT_LIVES < now:
+        return None
+    return max(first) + CONSENT_LIVES
 
 
 def _latch_view(session: Session, row: StopAllRow, roots: Collection[str] | None, now: datetime) -> StopAllView:
@@ -575,7 +610,7 @@ def _latch_view(session: Session, row: StopAllRow, roots: Collection[str] | None
 # -- what it is made of -----------------------------------------------------------------------------------------------
 
 
-def _row(
+def _entered(
     session: Session,
     actor: Actor,
     emergency_id: str,
@@ -590,6 +625,7 @@ def _row(
     reason: str,
     now: datetime,
     replaces: str | None = None,
+    template_id: str | None = None,
 ) -> EmergencyRow:
     version_id, asset = None, None
     if message.bulletin_id is not None:
@@ -602,6 +638,7 @@ def _row(
         mode=mode,
         nature=nature,
         replaces_id=replaces,
+        template_id=template_id,
         level=int(_level(session, unit_id, now)),
         hazard=message.hazard,
         phrases=list(message.phrases),
@@ -618,54 +655,10 @@ def _row(
         proposed_by=actor.login,
         proposed_at=now,
     )
-    row.content_hash = _hash_of(row)
+    row.content_hash = emergencies.alarm_of(row).content_hash
+    session.add(row)
+    session.flush()
     return row
-
-
-def _hash_of(row: EmergencyRow) -> str:
-    """What a second person approves. Speech made from the text is not part of it: the text is."""
-    told = {
-        "units": sorted(row.units),
-        "mode": row.mode.value,
-        "nature": row.nature.value,
-        "replaces": row.replaces_id,
-        "hazard": row.hazard,
-        "phrases": list(row.phrases),
-        "text": row.text,
-        "voice": row.voice,
-        "bulletin_version": row.bulletin_version_id,
-        "rounds": [row.tone_ms, row.times, row.gap_ms, row.every_min],
-        "expires_min": row.expires_min,
-    }
-    text = json.dumps(told, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def body_of(session: Session, row: EmergencyRow) -> dict[str, Any]:
-    """What its nodes are told, in the wire's words. `row` is launched."""
-    if row.launched_at is None or row.expires_at is None:
-        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
-    body: dict[str, Any] = {
-        "alert_id": row.id,
-        "level": row.level,
-        "klass": BulletinClass.EMERGENCY.value,
-        "issued_ms": to_ms(row.launched_at),
-        "expires_ms": to_ms(row.expires_at),
-        "drill": row.mode is EmergencyMode.DRILL,
-        "text": row.text,
-        "hazard": row.hazard,
-        "phrases": list(row.phrases) or None,
-        "nature": None if row.nature is EmergencyNature.ALERT else row.nature.value,
-        "replaces": row.replaces_id,
-        "tone_ms": row.tone_ms,
-        "times": row.times,
-        "gap_ms": row.gap_ms,
-        "every_min": row.every_min,
-    }
-    if row.asset_sha256 is not None:
-        asset = library.asset(session, row.asset_sha256)
-        body |= {"asset": asset.sha256, "asset_ms": asset.duration_ms, "asset_bytes": asset.size_bytes}
-    return {name: value for name, value in body.items() if value is not None}
 
 
 def round_of(session: Session, row: EmergencyRow) -> timedelta:
@@ -691,11 +684,11 @@ def _level(session: Session, unit_id: str, now: datetime) -> Level:
     return Level.EMERGENCY_COMMUNE if kinds & _COMMUNE_KINDS else Level.EMERGENCY_UPPER
 
 
-def _units(session: Session, unit_id: str, asked: Sequence[str], now: datetime) -> list[str]:
+def _units(session: Session, unit_id: str, asked: Sequence[str], now: datetime, most: int) -> list[str]:
     """Where it sounds: of the unit's own places, and none that lies in another of them."""
     on = places.local_date(now)
-    if len(asked) > MOST_UNITS:
-        raise Invalid("units_count", field="units", most=MOST_UNITS, fix="pick_units")
+    if len(asked) > most:
+        raise Invalid("units_count", field="units", most=most, fix="pick_units")
     if not asked:
         return [unit_id]
     paths: dict[str, tuple[str, ...]] = {}
@@ -732,7 +725,8 @@ def _check_reason(reason: str) -> None:
         raise Invalid("text_too_long", field="reason", length=len(reason), longest=_REASON_MAX, fix="shorten_text")
 
 
-def _check(message: Message, rounds: Rounds, expires_min: int, reason: str) -> None:
+def check(message: Message, rounds: Rounds, expires_min: int, reason: str) -> None:
+    """Raises `Invalid` naming field and fix."""
     _check_reason(reason)
     if message.hazard is None and not (message.text or "").strip() and message.bulletin_id is None:
         raise Invalid("emergency_says_nothing", field="message", fix="give_hazard_or_text")
@@ -763,7 +757,8 @@ def _within(field: str, value: int | None, low: int, high: int) -> None:
 # -- audit ------------------------------------------------------------------------------------------------------------
 
 
-def _audit(session: Session, actor: Actor, now: datetime, verb: str, row: EmergencyRow, **more: Any) -> None:
+def audit_emergency(session: Session, actor: Actor, now: datetime, verb: str, row: EmergencyRow, **more: Any) -> None:
+    """The audit row of a verb on an emergency."""
     detail: Mapping[str, Any] = {
         "units": list(row.units),
         "mode": row.mode.value,
@@ -781,6 +776,18 @@ def _audit(session: Session, actor: Actor, now: datetime, verb: str, row: Emerge
         unit_id=row.unit_id,
         subject=f"emergency/{row.id}",
         detail=dict(detail),
+    )
+
+
+def _tell_arrival(session: Session, actor: Actor, now: datetime, verb: str, row: ArrivalRow, **detail: Any) -> None:
+    audit.append(
+        session,
+        now=now,
+        actor=actor.login,
+        verb=verb,
+        unit_id=row.unit_id,
+        subject=f"arrival/{row.id}",
+        detail={"sending": row.sending_id, **detail},
     )
 
 

@@ -1,11 +1,11 @@
 """Bulletins sent down: a unit sends an approved version to units below it; each arrival is a row somebody answers for.
 
 *Thông thường* waits in the unit's inbox until it is scheduled, played or refused with a reason, or lapses at the
-deadline. *Ưu tiên* the server places first in the unit's next session, or in a slot of its own. *Khẩn cấp* sounds at
-once. A recall or a correction travels the same road: what has not sounded is taken off, what has is followed by the
-correction. A maintainer must not break: (1) only a version approved by its hash is sent; (2) an arrival always says
-what became of it, who decided, and why not; (3) sender and unit each have their audit row; (4) `attend` is idempotent,
-for it is rung by an alarm clock and after every sending.
+deadline. *Ưu tiên* the server places first in the unit's next session, or in a slot of its own. *Khẩn cấp* sounds as
+soon as a second person has agreed (`control.consents`). A recall or a correction travels the same road: what has not
+sounded is taken off, what has is followed by the correction. A maintainer must not break: (1) only a version approved
+by its hash is sent; (2) an arrival always says what became of it, who decided, and why not; (3) sender and unit each
+have their audit row; (4) `attend` is idempotent, for it is rung by an alarm clock and after every sending.
 
 Source: Thông tư 39/2020 (the three classes and who decides on them).
 """
@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from broadcast_server.control import access, emergency
+from broadcast_server.control import access, consents, emergency
 from broadcast_server.control.access import SERVER, Action, Actor
+from broadcast_server.control.accounts import Proof
 from broadcast_server.control.clashes import Neighbourhood, Preview
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.emergency import Message, NewEmergency
@@ -46,7 +47,7 @@ from broadcast_server.store.schedules import LONGEST_WINDOW
 from broadcast_server.store.sendings import Heard
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ArrivalRow, BulletinRow, BulletinVersionRow, ConflictRow, SendingRow
-from broadcast_server.store.words import ArrivalState, ContentKind, EmergencyMode, ScheduleState
+from broadcast_server.store.words import ArrivalState, ContentKind, EmergencyMode, EmergencyNature, ScheduleState
 from speaker_protocol.rules import BulletinClass, Late
 
 PLACE_AT_ONCE: Final = 25
@@ -69,7 +70,7 @@ class NewSending:
     """What to send, to whom: `unit_ids`, or every unit of `kinds` below `below`. `earliest`, `latest`, `times`: wishes.
 
     `version_id` None: the newest approved one. `deadline`: until when it is decided or placed, of *khẩn cấp* until when
-    nodes that were away still obey. `confirm`: the word that launches an emergency, needed for that class alone.
+    nodes that were away still obey. `confirm`: the word of a real emergency, needed for that class alone, like a proof.
     """
 
     unit_id: str
@@ -136,17 +137,18 @@ class SendingView:
 # -- sending ----------------------------------------------------------------------------------------------------------
 
 
-async def send_bulletin(desk: Desk, actor: Actor, request: NewSending) -> SendingView:
+async def send_bulletin(desk: Desk, actor: Actor, request: NewSending, proof: Proof | None = None) -> SendingView:
     """Send a version down. Up to `PLACE_AT_ONCE` units have their place, or the reason why not, in the answer.
 
-    Raises `Invalid` naming the field, `Refused("not_approved" | "not_permitted")`, `NotFound`.
+    *Khẩn cấp* is proposed to a second person, so it asks for `proof`. Raises `Invalid` naming the field,
+    `Refused("not_approved" | "not_permitted")`, `NotFound`.
     """
+    await _prove(desk, actor, proof, lambda session: _to_send(session, actor, request, desk.clock.now()).klass)
     now = desk.clock.now()
     sending_id = desk.chance.new_id()
 
     def work(session: Session) -> None:
-        bulletin = _of_unit(session, request, now)
-        _authorize(session, actor, bulletin.klass, request.unit_id, now)
+        bulletin = _to_send(session, actor, request, now)
         version = _approved(session, bulletin, request.version_id, request.language)
         units = _units(session, request, now)
         _check_wishes(request.earliest, request.latest, request.deadline, request.valid_to, request.times, now)
@@ -170,24 +172,24 @@ async def send_bulletin(desk: Desk, actor: Actor, request: NewSending) -> Sendin
         )
         rows = _enter(session, desk.chance.new_id, actor, row, units, now, "sending.send")
         if bulletin.klass is BulletinClass.EMERGENCY:
-            _sound_at_once(session, desk, actor, row, rows, request.confirm, now)
+            _raise_alarm(session, desk, actor, row, rows, request.confirm, now)
 
     await desk.store.begin(work)
     await _place_all(desk, actor, sending_id)
     return await get_sending(desk, actor, sending_id)
 
 
-async def correct(desk: Desk, actor: Actor, request: Correction) -> SendingView:
-    """Send a correction (đính chính) after a sending.
+async def correct(desk: Desk, actor: Actor, request: Correction, proof: Proof | None = None) -> SendingView:
+    """Send a correction (đính chính) after a sending; of *khẩn cấp* it is proposed to a second person, with `proof`.
 
     Who refused it or let it lapse is left alone. Raises `Conflict("nothing_newer")`, `Conflict("nothing_to_correct")`.
     """
+    await _prove(desk, actor, proof, lambda session: _to_correct(session, actor, request, desk.clock.now()).klass)
     now = desk.clock.now()
     sending_id = desk.chance.new_id()
 
     def work(session: Session) -> None:
-        before = _open_sending(session, actor, request.sending_id, now)
-        _authorize(session, actor, before.klass, before.unit_id, now)
+        before = _to_correct(session, actor, request, now)
         bulletin = library.bulletin(session, before.bulletin_id)
         version = _approved(session, bulletin, request.version_id, before.language)
         if version.number <= before.number:
@@ -203,6 +205,8 @@ async def correct(desk: Desk, actor: Actor, request: Correction) -> SendingView:
         before.note = clean_text(request.note, "note", code="note_missing", longest=300)
         alerts = {each.alert_id for each in concerned if each.alert_id is not None}
         for each in concerned:
+            if each.alert_id is not None and each.state is ArrivalState.PLANNED:
+                continue  # it sounds until a second person agrees to what takes its place
             _take_off(session, actor, each, ArrivalState.REPLACED, now)
             _tell(session, actor, "arrival.replace", each, now, by=sending_id)
         row = SendingRow(
@@ -230,6 +234,10 @@ async def correct(desk: Desk, actor: Actor, request: Correction) -> SendingView:
         was = {each.unit_id: each.alert_id for each in concerned}
         for alert_id in sorted(alerts):
             concerns = [each for each in rows if was[each.unit_id] == alert_id]
+            if emergencies.emergency(session, alert_id).launched_at is None:  # nobody had agreed to it yet
+                emergency.enter_cancel(session, actor, alert_id, before.note, now)
+                _raise_alarm(session, desk, actor, row, concerns, emergency.CONFIRM[EmergencyMode.REAL], now)
+                continue
             _correct_alert(session, desk, actor, row, concerns, alert_id, now)
 
     await desk.store.begin(work)
@@ -284,7 +292,30 @@ def _enter(
     return rows
 
 
-def _sound_at_once(
+def _to_send(session: Session, actor: Actor, request: NewSending, now: datetime) -> BulletinRow:
+    """The bulletin, for who may send it."""
+    bulletin = _of_unit(session, request, now)
+    _authorize(session, actor, bulletin.klass, request.unit_id, now)
+    return bulletin
+
+
+def _to_correct(session: Session, actor: Actor, request: Correction, now: datetime) -> SendingRow:
+    """The sending, for who may correct it."""
+    row = _open_sending(session, actor, request.sending_id, now)
+    _authorize(session, actor, row.klass, row.unit_id, now)
+    return row
+
+
+async def _prove(desk: Desk, actor: Actor, proof: Proof | None, class_of: Callable[[Session], BulletinClass]) -> None:
+    """An emergency is raised by somebody who is there."""
+    if await desk.store.read(class_of) is not BulletinClass.EMERGENCY:
+        return
+    if proof is None:
+        raise Invalid("proof_missing", field="proof", fix="give_proof")
+    await consents.proved(desk, actor, proof)
+
+
+def _raise_alarm(
     session: Session,
     desk: Desk,
     actor: Actor,
@@ -293,26 +324,25 @@ def _sound_at_once(
     confirm: str,
     now: datetime,
 ) -> None:
-    """Launch the emergency in this very transaction: there is no sending of *khẩn cấp* that does not sound."""
-    for start in range(0, len(arrivals), emergency.MOST_UNITS):
-        part = arrivals[start : start + emergency.MOST_UNITS]
-        launched = emergency.enter_launch(
-            session,
-            desk,
-            actor,
-            NewEmergency(
-                unit_id=row.unit_id,
-                mode=EmergencyMode.REAL,
-                message=Message(bulletin_id=row.bulletin_id, language=row.language),
-                reason=row.basis,
-                confirm=confirm,
-                units=tuple(each.unit_id for each in part),
-                expires_min=_minutes_left(row, now),
-            ),
-            desk.chance.new_id(),
-            now,
-        )
-        _sounding_now(session, actor, part, launched.id, now)
+    """Propose the emergency in this very transaction: there is no sending of *khẩn cấp* that nobody can launch."""
+    proposed = consents.enter_proposal(
+        session,
+        actor,
+        NewEmergency(
+            unit_id=row.unit_id,
+            mode=EmergencyMode.REAL,
+            message=Message(bulletin_id=row.bulletin_id, language=row.language),
+            reason=row.basis,
+            confirm=confirm,
+            units=tuple(each.unit_id for each in arrivals),
+            expires_min=_minutes_left(row, now),
+        ),
+        desk.chance.new_id(),
+        desk.chance.new_id(),
+        desk,
+        most_units=MOST_UNITS,
+    )
+    _waits_as(session, actor, arrivals, proposed.id, now)
 
 
 def _correct_alert(
@@ -324,27 +354,28 @@ def _correct_alert(
     alert_id: str,
     now: datetime,
 ) -> None:
-    fresh = emergency.enter_correction(
-        session,
-        desk,
-        actor,
-        emergency.Correction(
-            emergency_id=alert_id,
-            message=Message(bulletin_id=row.bulletin_id, language=row.language),
-            reason=row.note or row.basis,
-            expires_min=_minutes_left(row, now),
-        ),
-        desk.chance.new_id(),
-        now,
+    request = emergency.Correction(
+        emergency_id=alert_id,
+        message=Message(bulletin_id=row.bulletin_id, language=row.language),
+        reason=row.note or row.basis,
+        expires_min=_minutes_left(row, now),
     )
-    _sounding_now(session, actor, arrivals, fresh.id, now)
+    fresh = consents.enter_successor(
+        session,
+        actor,
+        request,
+        EmergencyNature.CORRECTION,
+        desk.chance.new_id(),
+        desk.chance.new_id(),
+        desk,
+    )
+    _waits_as(session, actor, arrivals, fresh.id, now)
 
 
-def _sounding_now(session: Session, actor: Actor, arrivals: Sequence[ArrivalRow], alert_id: str, now: datetime) -> None:
+def _waits_as(session: Session, actor: Actor, arrivals: Sequence[ArrivalRow], alert_id: str, now: datetime) -> None:
     for each in arrivals:
-        each.state, each.alert_id, each.sounds_at = ArrivalState.PLANNED, alert_id, now
-        each.decided_at, each.decided_by = now, actor.login
-        _tell(session, actor, "arrival.alert", each, now, alert=alert_id)
+        each.alert_id = alert_id
+        _tell(session, actor, "arrival.propose", each, now, alert=alert_id)
     session.flush()
 
 

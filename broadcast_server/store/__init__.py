@@ -1,5 +1,9 @@
 """The truth: tables and queries by noun; the only package that speaks SQL."""
 
-from broadcast_server.store import tables_devices, tables_identity
+from broadcast_server.store import tables_approval, tables_devices, tables_identity
 
-__all__ = ["tables_devices", "tables_identity"]  # its tables join the metadata of `store.tables`, whoever asks for that
+__all__ = [  # they join the metadata of `store.tables`, whoever asks for that
+    "tables_approval",
+    "tables_devices",
+    "tables_identity",
+]

@@ -10,11 +10,15 @@ from typing import Any, Final
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from broadcast_server.domain.clock import to_ms
+from broadcast_server.domain.consent import Alarm, Says
 from broadcast_server.domain.delivery import ALERT, LATCH
-from broadcast_server.domain.errors import NotFound
+from broadcast_server.domain.errors import Conflict, NotFound
+from broadcast_server.store import library
 from broadcast_server.store.tables import AlertRow, BroadcastRow, EmergencyRow, StopAllRow
-from broadcast_server.store.words import EmergencyState
+from broadcast_server.store.words import EmergencyMode, EmergencyNature, EmergencyState
 from speaker_protocol.hazards import HAZARDS
+from speaker_protocol.rules import BulletinClass
 
 RECENT: Final = timedelta(days=1)
 """So long after its end the set of a unit is still watched: a broker may hold an older one."""
@@ -44,6 +48,60 @@ def successor_of(session: Session, emergency_id: str) -> EmergencyRow | None:
         .order_by(EmergencyRow.launched_at.desc(), EmergencyRow.id.desc())
         .limit(1)
     ).first()
+
+
+def alarm_of(row: EmergencyRow) -> Alarm:
+    """What people agree to, as the row has it now."""
+    return Alarm(
+        emergency_id=row.id,
+        unit_id=row.unit_id,
+        units=tuple(row.units),
+        mode=row.mode.value,
+        nature=row.nature.value,
+        level=row.level,
+        says=Says(
+            hazard=row.hazard,
+            phrases=tuple(row.phrases),
+            text=row.text,
+            voice=row.voice,
+            tone_ms=row.tone_ms,
+            times=row.times,
+            gap_ms=row.gap_ms,
+            every_min=row.every_min,
+        ),
+        expires_min=row.expires_min,
+        replaces=row.replaces_id,
+        bulletin_version=row.bulletin_version_id,
+        asset=None if row.bulletin_version_id is None else row.asset_sha256,
+        template_id=row.template_id,
+    )
+
+
+def body_of(session: Session, row: EmergencyRow) -> dict[str, Any]:
+    """What its nodes are told, in the wire's words. Raises `Conflict("emergency_not_launched")`."""
+    if row.launched_at is None or row.expires_at is None:
+        raise Conflict("emergency_not_launched", emergency=row.id, fix="withdraw_instead")
+    body: dict[str, Any] = {
+        "alert_id": row.id,
+        "level": row.level,
+        "klass": BulletinClass.EMERGENCY.value,
+        "issued_ms": to_ms(row.launched_at),
+        "expires_ms": to_ms(row.expires_at),
+        "drill": row.mode is EmergencyMode.DRILL,
+        "text": row.text,
+        "hazard": row.hazard,
+        "phrases": list(row.phrases) or None,
+        "nature": None if row.nature is EmergencyNature.ALERT else row.nature.value,
+        "replaces": row.replaces_id,
+        "tone_ms": row.tone_ms,
+        "times": row.times,
+        "gap_ms": row.gap_ms,
+        "every_min": row.every_min,
+    }
+    if row.asset_sha256 is not None:
+        asset = library.asset(session, row.asset_sha256)
+        body |= {"asset": asset.sha256, "asset_ms": asset.duration_ms, "asset_bytes": asset.size_bytes}
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def list_emergencies(

@@ -55,6 +55,17 @@ def arrivals_of(session: Session, sending_ids: Collection[str]) -> dict[str, lis
     return found
 
 
+def of_alert(session: Session, emergency_id: str, state: ArrivalState) -> list[ArrivalRow]:
+    """Arrivals that sound, or are to sound, as this emergency."""
+    return list(
+        session.scalars(
+            select(ArrivalRow)
+            .where(ArrivalRow.alert_id == emergency_id, ArrivalRow.state == state)
+            .order_by(ArrivalRow.unit_id)
+        )
+    )
+
+
 def list_sendings(
     session: Session, roots: Collection[str] | None, on: date, *, after: str | None, limit: int
 ) -> list[SendingRow]:

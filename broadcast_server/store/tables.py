@@ -10,7 +10,19 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from broadcast_server.domain.delivery import DeliveryState
@@ -433,6 +445,8 @@ class ProgrammeRow(Base):
     """`{item_id, role, bulletin_id | asset_sha256, gain_db}` in order."""
     asset_sha256: Mapped[str | None] = mapped_column(ForeignKey("assets.sha256"))
     content_hash: Mapped[str | None] = mapped_column(String(64))
+    submitted_hash: Mapped[str | None] = mapped_column(String(64))
+    """What waits for somebody else to hear it."""
     approved_by: Mapped[str | None]
     approved_at: Mapped[datetime | None]
     approved_hash: Mapped[str | None] = mapped_column(String(64))
@@ -476,6 +490,12 @@ class ScheduleRow(Base):
     """The commune's order among equals of *ưu tiên*; lower goes first."""
     gain_db: Mapped[float] = mapped_column(default=0.0)
     required: Mapped[bool] = mapped_column(default=False)
+    needs_approval: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """The station's regulations ask for somebody to approve the placement; without it nothing sounds."""
+    approved_by: Mapped[str | None]
+    approved_at: Mapped[datetime | None]
+    approved_hash: Mapped[str | None] = mapped_column(String(64))
+    """`domain.placement.placement_hash` as it was approved: other content, targets or window, and it is void."""
     state: Mapped[ScheduleState] = mapped_column(Word(ScheduleState), index=True)
     starts_at: Mapped[datetime] = mapped_column(index=True)
     """No occurrence begins before; the planner's index."""
@@ -508,6 +528,8 @@ class ScheduleExceptionRow(Base):
     moved_to: Mapped[datetime | None]
     length_ms: Mapped[int | None]
     cut_at: Mapped[datetime | None]
+    waits: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Moved by somebody whose placements need approval."""
     """CUT: it was stopped here while it sounded."""
     created_by: Mapped[str]
     created_at: Mapped[datetime]
@@ -789,6 +811,8 @@ class EmergencyRow(Base):
     mode: Mapped[EmergencyMode] = mapped_column(Word(EmergencyMode))
     nature: Mapped[EmergencyNature] = mapped_column(Word(EmergencyNature))
     replaces_id: Mapped[str | None] = mapped_column(ForeignKey("emergencies.id"), index=True)
+    template_id: Mapped[str | None] = mapped_column(String(32))
+    """The approved template it was raised from by one person (break-glass)."""
     level: Mapped[int]
     hazard: Mapped[str | None] = mapped_column(String(40))
     phrases: Mapped[list[str]] = mapped_column(JSON)
@@ -804,7 +828,7 @@ class EmergencyRow(Base):
     every_min: Mapped[int | None]
     expires_min: Mapped[int]
     content_hash: Mapped[str] = mapped_column(String(64))
-    """Over what sounds, where, how long, and whether it is a drill: what a second person approves."""
+    """Over what sounds, where, how long, and whether it is a drill: what two people agree to (`domain.consent`)."""
     reason: Mapped[str] = mapped_column(String(300))
     proposed_by: Mapped[str]
     proposed_at: Mapped[datetime] = mapped_column(index=True)

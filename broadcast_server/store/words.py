@@ -61,8 +61,40 @@ class VersionState(StrEnum):
     """Life of a bulletin version; approval is over the content hash."""
 
     DRAFT = "draft"
+    SUBMITTED = "submitted"
+    """It waits for somebody else to hear it."""
     APPROVED = "approved"
+    REJECTED = "rejected"
     RECALLED = "recalled"
+
+
+class StepOf(StrEnum):
+    """What an approval step is about."""
+
+    VERSION = "version"
+    PROGRAMME = "programme"
+    SCHEDULE = "schedule"
+    """A placement: what is to sound, for whom, when."""
+
+
+class Step(StrEnum):
+    """One step on the way to the air; who took it is kept by user id, so a new name hides nobody."""
+
+    WRITE = "write"
+    SUBMIT = "submit"
+    WITHDRAW = "withdraw"
+    APPROVE = "approve"
+    REJECT = "reject"
+    VOID = "void"
+    """Something it was over has changed."""
+    RECALL = "recall"
+
+
+class ReviewFinding(StrEnum):
+    """What a review says of a break-glass."""
+
+    JUSTIFIED = "justified"
+    UNJUSTIFIED = "unjustified"
 
 
 class ContentKind(StrEnum):

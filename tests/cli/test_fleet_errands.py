@@ -1,7 +1,7 @@
 """An installer sets a commune up from the command line of the machine, and a program reads what was printed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from broadcast_server.cli import clock, emergencies, feeds, people, places
+from broadcast_server.cli.office import run
+from simulation.enter import enter
 
 Errand = Callable[..., Any]
 
@@ -28,10 +30,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
         "stop-all": emergencies.stops,
     }
 
-    def run(noun: str, *arguments: str) -> Result:
-        return runner.invoke(apps[noun], arguments)
+    def invoke(noun: str, *arguments: str, typed: str | None = None) -> Result:
+        return runner.invoke(apps[noun], arguments, input=typed)
 
-    return run
+    return invoke
+
+
+def a_phone(entered: dict[str, Any]) -> Iterator[str]:
+    """What a person types, time and again: the password and a code of the drawer."""
+    for code in entered["drawer"]:
+        yield f"{entered['password']}\n{code}\n"
 
 
 def told(result: Result) -> Any:
@@ -79,12 +87,23 @@ def test_the_operator_says_that_the_machines_clock_is_right(machine: Callable[..
 
 def test_the_machines_own_hand_raises_ends_and_stops(machine: Callable[..., Result]):
     machine("place", "add", "Xã Mô Phỏng", "--id", "x1", "--json")
-    asked = ("launch", "x1", "--mode", "drill", "--hazard", "flood", "--reason", "Diễn tập")
-    assert machine("emergency", *asked, "--confirm", "KHẨN CẤP").exit_code == 1
-    drill = told(machine("emergency", *asked, "--confirm", "DIỄN TẬP", "--json"))
-    assert (drill["mode"], drill["in_force"], drill["nodes"]) == ("drill", True, 0)
+    typed = {}
+    for login in ("minh", "binh"):
+        machine("user", "add", login, "--role", "leader", "--unit", "x1")
+        typed[login] = a_phone(run(lambda desk, who=login: enter(desk, who)))
+    asked = ("propose", "x1", "--as", "minh", "--mode", "drill", "--hazard", "flood", "--reason", "Diễn tập")
+    assert machine("emergency", *asked, "--confirm", "KHẨN CẤP", typed=next(typed["minh"])).exit_code == 1
+    drill = told(machine("emergency", *asked, "--confirm", "DIỄN TẬP", "--json", typed=next(typed["minh"])))
+    assert (drill["mode"], drill["in_force"], drill["agreed"]) == ("drill", False, ["initiator:minh"])
+    agreed = ("approve", drill["id"], "--hash", drill["content_hash"], "--confirm", "DIỄN TẬP")
+    alone = machine("emergency", *agreed, "--as", "minh", typed=next(typed["minh"]))
+    assert alone.exit_code == 1
+    assert "Người duyệt phải khác người đề xuất." in alone.stderr
+    drill = told(machine("emergency", *agreed, "--as", "binh", "--json", typed=next(typed["binh"])))
+    assert (drill["in_force"], drill["nodes"]) == (True, 0)
     assert told(machine("emergency", "unreached", drill["id"], "--json")) == []
-    last = told(machine("emergency", "final", drill["id"], "--reason", "Hết giờ", "--json"))
+    ended = ("final", drill["id"], "--as", "binh", "--reason", "Hết giờ", "--json")
+    last = told(machine("emergency", *ended, typed=next(typed["binh"])))
     assert (last["nature"], last["says"]) == ("final", "Tin cuối cùng. Buổi diễn tập đã kết thúc.")
     assert told(machine("emergency", "cancel", last["id"], "--reason", "Đủ", "--json"))["state"] == "cancelled"
     assert told(machine("emergency", "list", "--in-force", "--json")) == []

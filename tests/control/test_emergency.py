@@ -11,12 +11,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import select
 
-from broadcast_server.control import emergency, outlook, scheduling
+from broadcast_server.control import consents, emergency, outlook, scheduling
 from broadcast_server.control.access import Actor
 from broadcast_server.control.emergency import (
     Correction,
     DeliveryQuery,
     EmergencyQuery,
+    EmergencyView,
     Message,
     NewEmergency,
     Rounds,
@@ -38,30 +39,56 @@ from broadcast_server.store.tables import (
 )
 from broadcast_server.store.words import ContentKind, EmergencyMode, EmergencyNature, EmergencyState, Role
 from speaker_protocol.rules import BulletinClass, Level
+from tests.support.alarms import Duo
+from tests.support.people import Person, with_password
 from tests.support.village import DONG, HA, LAN, NGOC, PROVINCE, TAY, Village, a_village, at, once
 
 MINH = Actor("user-minh", "minh")
 """Chairman of xã Đông: launches, and makes nothing himself."""
+BINH = Actor("user-binh", "binh")
+"""Vice chairman of xã Đông."""
+SON = Actor("user-son", "son")
+"""Vice chairman of the province."""
 FLOOD = Message(hazard="flood", text="Vỡ đê Tả Lai, sơ tán ngay.")
+
+
+_people: dict[str, Person] = {}
 
 
 @pytest_asyncio.fixture
 async def village() -> AsyncIterator[Village]:
     async with a_village() as opened:
         await opened.desk.store.begin(lambda session: settle(session, opened))
+        for actor in (MINH, BINH, SON, HA, LAN, NGOC):
+            _people[actor.login] = await with_password(opened.desk, actor)
         yield opened
 
 
+async def launch(village: Village, first: Actor, request: NewEmergency) -> EmergencyView:
+    """Raised by somebody, agreed to by the vice chairman of the place."""
+    second = SON if first == HA else BINH
+    return await Duo(village.desk, _people[first.login], _people[second.login]).raise_(request)
+
+
+async def propose(village: Village, first: Actor, request: NewEmergency) -> EmergencyView:
+    return await consents.propose(village.desk, first, request, _people[first.login].proof())
+
+
+async def agree(village: Village, second: Actor, proposed: EmergencyView, **more: Any) -> EmergencyView:
+    duo = Duo(village.desk, _people[second.login], _people[second.login])
+    return await duo.agree(proposed, **more)
+
+
 def settle(session: Session, village: Village) -> None:
-    """A chairman, and one node at each of three clusters."""
+    """A chairman and his vice, one of the province, and one node at each of three clusters."""
     now = village.clock.now()
-    session.add(UserRow(id=MINH.user_id, login=MINH.login, name="Minh", created_at=now))
-    session.flush()
-    session.add(
-        GrantRow(
-            id="grant-minh", user_id=MINH.user_id, role=Role.LEADER, unit_id=DONG, valid_from=now - timedelta(days=1)
+    for actor, unit in ((MINH, DONG), (BINH, DONG), (SON, PROVINCE)):
+        session.add(UserRow(id=actor.user_id, login=actor.login, name=actor.login, created_at=now))
+        session.flush()
+        since = now - timedelta(days=1)
+        session.add(
+            GrantRow(id=f"grant-{actor.login}", user_id=actor.user_id, role=Role.LEADER, unit_id=unit, valid_from=since)
         )
-    )
     for number, (node, cluster, unit) in enumerate(
         (("n1", f"c1-{DONG}", DONG), ("n2", f"c2-{DONG}", DONG), ("n3", f"c1-{TAY}", TAY))
     ):
@@ -106,7 +133,7 @@ async def verbs(village: Village) -> list[str]:
 
 
 async def test_the_chairman_raises_it_and_every_node_of_the_commune_is_owed_it(village: Village) -> None:
-    view = await emergency.launch(village.desk, MINH, real(rounds=Rounds(times=3, every_min=15), expires_min=90))
+    view = await launch(village, MINH, real(rounds=Rounds(times=3, every_min=15), expires_min=90))
 
     assert (view.row.state, view.row.level, view.is_in_force) == (
         EmergencyState.IN_FORCE,
@@ -118,12 +145,12 @@ async def test_the_chairman_raises_it_and_every_node_of_the_commune_is_owed_it(v
     assert body["expires_ms"] - body["issued_ms"] == 90 * 60_000
     assert (body["hazard"], body["drill"], body["times"], body["every_min"]) == ("flood", False, 3, 15)
     assert (view.counts.nodes, view.counts.received, view.counts.unreached) == (2, 0, 2)
-    assert await verbs(village) == ["emergency.launch"]
+    assert await verbs(village) == ["emergency.propose", "emergency.launch"]
     assert await told(village, TAY) == []
 
 
 async def test_an_alert_of_the_province_stands_above_one_of_the_commune(village: Village) -> None:
-    view = await emergency.launch(village.desk, HA, real(unit_id=PROVINCE, units=(DONG, TAY)))
+    view = await launch(village, HA, real(unit_id=PROVINCE, units=(DONG, TAY)))
 
     assert view.row.level == Level.EMERGENCY_UPPER
     assert view.counts.nodes == 3
@@ -133,7 +160,7 @@ async def test_an_alert_of_the_province_stands_above_one_of_the_commune(village:
 
 
 async def test_a_place_within_another_is_told_once(village: Village) -> None:
-    view = await emergency.launch(village.desk, HA, real(unit_id=PROVINCE, units=(DONG, PROVINCE)))
+    view = await launch(village, HA, real(unit_id=PROVINCE, units=(DONG, PROVINCE)))
 
     assert view.row.units == [PROVINCE]
 
@@ -146,18 +173,18 @@ async def test_a_drill_and_a_real_alert_cannot_be_mistaken_for_each_other(villag
         (EmergencyMode.DRILL, "dien tap"),
     ):
         with pytest.raises(Invalid) as refused:
-            await emergency.launch(village.desk, MINH, real(mode=mode, confirm=typed))
+            await launch(village, MINH, real(mode=mode, confirm=typed))
         assert (refused.value.code, refused.value.facts["field"], refused.value.facts["fix"]) == (
             "confirm_wrong",
             "confirm",
             "type_confirmation",
         )
-    drill = await emergency.launch(village.desk, MINH, real(mode=EmergencyMode.DRILL, confirm=" diễn tập "))
+    drill = await launch(village, MINH, real(mode=EmergencyMode.DRILL, confirm=" diễn tập "))
 
     (body,) = await told(village, DONG)
     assert body["drill"] is True
-    assert await verbs(village) == ["emergency.drill"]
-    same = await emergency.propose(village.desk, LAN, real())
+    assert await verbs(village) == ["emergency.propose", "emergency.drill"]
+    same = await propose(village, LAN, real())
     assert same.row.content_hash != drill.row.content_hash
 
 
@@ -178,66 +205,63 @@ async def test_what_is_wrong_is_named_with_its_field_and_fix(village: Village) -
     ]
     for request, code, field in cases:
         with pytest.raises(BroadcastError) as refused:
-            await emergency.launch(village.desk, MINH, request)
+            await launch(village, MINH, request)
         assert (refused.value.code, refused.value.facts["field"]) == (code, field)
         assert refused.value.facts["fix"]
     assert await verbs(village) == []
 
 
 async def test_nobody_raises_an_alarm_in_a_foreign_commune_or_without_the_right(village: Village) -> None:
-    for actor, unit in ((MINH, TAY), (MINH, PROVINCE), (LAN, DONG), (NGOC, DONG)):
+    for actor, unit in ((MINH, TAY), (MINH, PROVINCE), (LAN, TAY), (NGOC, DONG)):
+        with pytest.raises((Refused, NotFound)):
+            await propose(village, actor, real(unit_id=unit))
+    proposed = await propose(village, LAN, real())
+    for actor in (LAN, NGOC):
         with pytest.raises(Refused) as refused:
-            await emergency.launch(village.desk, actor, real(unit_id=unit))
+            await agree(village, actor, proposed)
         assert refused.value.code == "not_permitted"
-    with pytest.raises(Refused):
-        await emergency.propose(village.desk, NGOC, real())
     assert await told(village, DONG) == await told(village, TAY) == []
 
 
 async def test_the_station_proposes_and_the_chairman_launches_exactly_what_he_saw(village: Village) -> None:
-    proposed = await emergency.propose(village.desk, LAN, real(confirm=""))
+    proposed = await propose(village, LAN, real())
     assert proposed.row.state is EmergencyState.PROPOSED
     assert await told(village, DONG) == []
 
-    launch = emergency.launch_proposed
     with pytest.raises(Conflict) as changed:
-        await launch(village.desk, MINH, proposed.row.id, content_hash="0" * 64, confirm="KHẨN CẤP")
+        await agree(village, MINH, proposed, content_hash="0" * 64)
     assert changed.value.code == "content_changed"
     with pytest.raises(Invalid):
-        await launch(village.desk, MINH, proposed.row.id, content_hash=proposed.row.content_hash, confirm="DIỄN TẬP")
-    with pytest.raises(Refused):
-        await launch(village.desk, LAN, proposed.row.id, content_hash=proposed.row.content_hash, confirm="KHẨN CẤP")
+        await agree(village, MINH, proposed, confirm="DIỄN TẬP")
     for _ in range(2):  # the second press launches nothing twice
-        view = await launch(
-            village.desk, MINH, proposed.row.id, content_hash=proposed.row.content_hash, confirm="KHẨN CẤP"
-        )
+        await village.clock.advance(30)
+        view = await agree(village, MINH, proposed)
     assert (view.row.approved_by, len(await told(village, DONG)), view.counts.nodes) == ("minh", 1, 2)
+    assert [(one.login, one.role) for one in view.consents] == [("lan", "initiator"), ("minh", "approver")]
     assert await verbs(village) == ["emergency.propose", "emergency.launch"]
 
 
 async def test_a_proposal_that_was_withdrawn_is_never_launched(village: Village) -> None:
-    proposed = await emergency.propose(village.desk, LAN, real(confirm=""))
+    proposed = await propose(village, LAN, real())
     await emergency.cancel(village.desk, LAN, proposed.row.id, reason="Nước đã rút")
 
     with pytest.raises(Conflict) as refused:
-        await emergency.launch_proposed(
-            village.desk, MINH, proposed.row.id, content_hash=proposed.row.content_hash, confirm="KHẨN CẤP"
-        )
+        await agree(village, MINH, proposed)
     assert refused.value.code == "emergency_withdrawn"
 
 
 async def test_cancelled_it_is_gone_from_the_set_at_once_and_a_second_press_does_nothing(village: Village) -> None:
-    view = await emergency.launch(village.desk, MINH, real())
+    view = await launch(village, MINH, real())
     for _ in range(2):
         view = await emergency.cancel(village.desk, MINH, view.row.id, reason="Báo nhầm")
 
     assert (view.row.state, view.is_in_force, view.row.end_reason) == (EmergencyState.CANCELLED, False, "Báo nhầm")
     assert await told(village, DONG) == []
-    assert await verbs(village) == ["emergency.launch", "emergency.cancel"]
+    assert await verbs(village) == ["emergency.propose", "emergency.launch", "emergency.cancel"]
 
 
 async def test_it_leaves_the_set_when_it_expires_and_stays_in_the_history(village: Village) -> None:
-    view = await emergency.launch(village.desk, MINH, real(expires_min=10))
+    view = await launch(village, MINH, real(expires_min=10))
     await village.clock.advance(10 * 60)
 
     assert await told(village, DONG) == []
@@ -247,9 +271,10 @@ async def test_it_leaves_the_set_when_it_expires_and_stays_in_the_history(villag
 
 
 async def test_a_correction_stands_in_its_place_at_the_same_places(village: Village) -> None:
-    first = await emergency.launch(village.desk, HA, real(unit_id=PROVINCE, units=(DONG, TAY)))
+    first = await launch(village, HA, real(unit_id=PROVINCE, units=(DONG, TAY)))
     right = Message(hazard="flood", text="Đính chính: đê chưa vỡ.")
-    second = await emergency.correct(village.desk, HA, Correction(first.row.id, right, "Sai địa điểm"))
+    duo = Duo(village.desk, _people["ha"], _people["son"])
+    second = await duo.correct(Correction(first.row.id, right, "Sai địa điểm"))
 
     (body,) = await told(village, TAY)
     assert (body["alert_id"], body["nature"], body["replaces"]) == (second.row.id, "correction", first.row.id)
@@ -257,12 +282,12 @@ async def test_a_correction_stands_in_its_place_at_the_same_places(village: Vill
     before = await emergency.get_emergency(village.desk, HA, first.row.id)
     assert (before.row.state, before.successor_id) == (EmergencyState.REPLACED, second.row.id)
     with pytest.raises(Conflict) as refused:
-        await emergency.correct(village.desk, HA, Correction(first.row.id, right, "Lần nữa"))
+        await duo.correct(Correction(first.row.id, right, "Lần nữa"))
     assert refused.value.facts["by"] == second.row.id
 
 
 async def test_the_last_notice_is_one_call_and_said_once(village: Village) -> None:
-    first = await emergency.launch(village.desk, MINH, real())
+    first = await launch(village, MINH, real())
     last = [await emergency.finish(village.desk, MINH, first.row.id, reason="Nước đã rút") for _ in range(2)]
 
     assert last[0].row.id == last[1].row.id
@@ -274,7 +299,7 @@ async def test_the_last_notice_is_one_call_and_said_once(village: Village) -> No
 
 
 async def test_a_drill_ends_with_a_drills_last_notice(village: Village) -> None:
-    drill = await emergency.launch(village.desk, MINH, real(mode=EmergencyMode.DRILL, confirm="DIỄN TẬP"))
+    drill = await launch(village, MINH, real(mode=EmergencyMode.DRILL, confirm="DIỄN TẬP"))
     await emergency.finish(village.desk, MINH, drill.row.id, reason="Hết giờ tập")
 
     (body,) = await told(village, DONG)
@@ -286,17 +311,17 @@ async def test_an_approved_bulletin_can_be_raised_and_a_draft_cannot(village: Vi
     approved = await village.bulletin("Bão số 3", klass=BulletinClass.EMERGENCY, minutes=0.5)
     draft = await village.bulletin("Nháp", klass=BulletinClass.EMERGENCY, approved=False)
     with pytest.raises(Refused) as refused:
-        await emergency.launch(village.desk, MINH, real(message=Message(bulletin_id=draft)))
+        await launch(village, MINH, real(message=Message(bulletin_id=draft)))
     assert refused.value.code == "blocked_approval_void"
 
-    await emergency.launch(village.desk, MINH, real(message=Message(bulletin_id=approved)))
+    await launch(village, MINH, real(message=Message(bulletin_id=approved)))
     (body,) = await told(village, DONG)
     assert (body["asset_ms"], body["asset_bytes"]) == (30_000, 1_000)
 
 
 async def test_speech_that_cannot_be_made_is_noted_once_and_the_alert_stands(village: Village) -> None:
     silent = replace(village.desk, audio=replace_room())
-    view = await emergency.launch(silent, MINH, real())
+    view = await Duo(silent, _people["minh"], _people["binh"]).raise_(real())
     herald = Herald(silent)
     await herald.look()
     await herald.look()
@@ -322,7 +347,7 @@ async def test_the_unreached_are_named_one_by_one_with_the_reason(village: Villa
             session.add(NodeStatusRow(node_id=node, link=link, since=since, seen_at=since, boot_id="b", body={}))
 
     await village.desk.store.begin(statuses)
-    view = await emergency.launch(village.desk, HA, real(unit_id=PROVINCE))
+    view = await launch(village, HA, real(unit_id=PROVINCE))
 
     found = await emergency.list_deliveries(village.desk, HA, view.row.id, DeliveryQuery(unreached=True))
     assert [(one.node_id, one.reason, one.cluster_code) for one in found] == [
@@ -339,7 +364,7 @@ async def test_the_unreached_are_named_one_by_one_with_the_reason(village: Villa
 
 
 async def test_a_neighbour_does_not_see_the_commune_alarm(village: Village) -> None:
-    view = await emergency.launch(village.desk, HA, real(unit_id=TAY))
+    view = await launch(village, HA, real(unit_id=TAY))
     with pytest.raises(NotFound):
         await emergency.get_emergency(village.desk, MINH, view.row.id)
 
@@ -365,7 +390,7 @@ async def test_stop_all_stays_until_it_is_released_by_who_may(village: Village) 
 
 async def test_who_launches_under_a_stop_all_is_told_that_it_stays_silent(village: Village) -> None:
     (latch,) = await emergency.stop_all(village.desk, HA, (PROVINCE,), reason="Có người chiếm sóng")
-    view = await emergency.launch(village.desk, MINH, real())
+    view = await launch(village, MINH, real())
 
     assert view.stopped_by == (latch.row.id,)
 
@@ -376,7 +401,7 @@ async def test_explain_names_the_alarm_as_winner_its_rule_and_until_when(village
         village.desk, LAN, scheduling.NewSchedule(DONG, ContentKind.BULLETIN, bulletin, once(at(9, 5)))
     )
     await village.clock.advance(10 * 60)
-    view = await emergency.launch(village.desk, MINH, real(rounds=Rounds(times=2, every_min=10), expires_min=15))
+    view = await launch(village, MINH, real(rounds=Rounds(times=2, every_min=10), expires_min=15))
     cluster = f"c1-{DONG}"
 
     told = await outlook.explain(village.desk, LAN, cluster, at(9, 10, 5))
@@ -397,7 +422,7 @@ async def test_explain_names_the_alarm_as_winner_its_rule_and_until_when(village
 
 
 async def test_an_emergency_has_its_line_in_the_log_of_broadcasts(village: Village) -> None:
-    view = await emergency.launch(village.desk, MINH, real())
+    view = await launch(village, MINH, real())
     await emergency.cancel(village.desk, MINH, view.row.id, reason="Báo nhầm")
 
     def read(session: Session) -> tuple[BroadcastRow | None, list[AlertRow]]:

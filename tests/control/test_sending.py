@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from broadcast_server.control import outlook, places, scheduling, sending
+from broadcast_server.control import emergency, outlook, places, scheduling, sending
 from broadcast_server.control.access import OPERATOR, Actor
 from broadcast_server.control.scheduling import NewSchedule
-from broadcast_server.control.sending import Correction, NewSending, ScheduleArrival
+from broadcast_server.control.sending import Correction, NewSending, ScheduleArrival, SendingView
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.recurrence import Rule
 from broadcast_server.store import audit, emergencies, schedules
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AuditRow, ClusterRow, ScheduleRow, UnitLinkRow, UnitRow
-from broadcast_server.store.words import ArrivalState, ContentKind
+from broadcast_server.store.words import ArrivalState, ContentKind, Role
 from speaker_protocol.rules import BulletinClass, Level
+from tests.support.alarms import Duo
+from tests.support.people import a_person, with_password
 from tests.support.village import DONG, HA, LAN, NGOC, PROVINCE, TAY, Village, a_village, at, daily, once
 
 MIN = timedelta(minutes=1)
@@ -289,19 +291,38 @@ async def in_force(village: Village, unit: str) -> list[dict[str, Any]]:
     )
 
 
-async def test_an_emergency_sounds_at_once_and_only_by_who_may_launch_one_and_types_the_word() -> None:
+async def province(village: Village) -> Duo:
+    """The editor, and a leader of the province."""
+    second = await a_person(village.desk, Role.LEADER, PROVINCE)
+    return Duo(village.desk, await with_password(village.desk, HA), second)
+
+
+async def agree(duo: Duo, sent: SendingView) -> None:
+    """The second person agrees to what was sent as an alarm."""
+    (alert_id,) = {one.arrival.alert_id for one in sent.arrivals}
+    assert alert_id is not None
+    await duo.agree(await emergency.get_emergency(duo.desk, duo.second.actor, alert_id))
+
+
+async def test_an_emergency_sounds_once_two_agree_and_only_by_who_may_launch_one_and_types_the_word() -> None:
     async with a_village(at(2)) as village:
         bulletin = await village.bulletin("Vỡ đập", unit=PROVINCE, klass=BulletinClass.EMERGENCY)
         own = await village.bulletin("Lũ quét", unit=DONG, klass=BulletinClass.EMERGENCY)
+        duo = await province(village)
         with pytest.raises(Refused, match="not_permitted"):
             await sending.send_bulletin(village.desk, LAN, to(own, DONG, unit_id=DONG, confirm="khẩn cấp"))
+        with pytest.raises(Invalid, match="proof_missing"):
+            await sending.send_bulletin(village.desk, HA, to(bulletin, DONG, confirm="khẩn cấp"))
         with pytest.raises(Invalid, match="confirm_wrong") as refused:
-            await sending.send_bulletin(village.desk, HA, to(bulletin, DONG))
+            await sending.send_bulletin(village.desk, HA, to(bulletin, DONG), duo.first.proof())
         assert refused.value.facts["field"] == "confirm"
         assert await sending.list_sendings(village.desk, HA) == []
-        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, DONG, confirm="khẩn cấp"))
-        told = sent.arrivals[0].arrival
-        assert (told.state, told.sounds_at, told.decided_by) == (ArrivalState.PLANNED, at(2), "ha")
+        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, DONG, confirm="khẩn cấp"), duo.first.proof())
+        assert sent.arrivals[0].arrival.state is ArrivalState.WAITING
+        assert await in_force(village, DONG) == []
+        await agree(duo, sent)
+        told = (await sending.get_sending(village.desk, HA, sent.sending.id)).arrivals[0].arrival
+        assert (told.state, told.sounds_at, told.decided_by) == (ArrivalState.PLANNED, at(2), duo.second.login)
         assert [body["alert_id"] for body in await in_force(village, DONG)] == [told.alert_id]
         assert await in_force(village, TAY) == []
 
@@ -309,9 +330,16 @@ async def test_an_emergency_sounds_at_once_and_only_by_who_may_launch_one_and_ty
 async def test_an_emergency_is_corrected_and_recalled_down_the_same_road() -> None:
     async with a_village() as village:
         bulletin = await village.bulletin("Vỡ đập", unit=PROVINCE, klass=BulletinClass.EMERGENCY)
-        sent = await sending.send_bulletin(village.desk, HA, to(bulletin, below=PROVINCE, confirm="KHẨN CẤP"))
+        duo = await province(village)
+        request = to(bulletin, below=PROVINCE, confirm="KHẨN CẤP")
+        sent = await sending.send_bulletin(village.desk, HA, request, duo.first.proof())
+        await agree(duo, sent)
         await village.newer_version(bulletin)
-        mended = await sending.correct(village.desk, HA, Correction(sent.sending.id, "mực nước", at(9, day=2)))
+        change = Correction(sent.sending.id, "mực nước", at(9, day=2))
+        mended = await sending.correct(village.desk, HA, change, duo.first.proof())
+        standing = await in_force(village, DONG)
+        assert [body["alert_id"] for body in standing] == [sent.arrivals[0].arrival.alert_id]
+        await agree(duo, mended)
         before = (await sending.get_sending(village.desk, HA, sent.sending.id)).arrivals
         assert [(one.arrival.state, one.arrival.reason) for one in before] == [
             (ArrivalState.REPLACED, "while_it_sounded")

@@ -19,6 +19,7 @@ from broadcast_server.store.session import Session
 from broadcast_server.store.words import EmergencyMode
 from speaker_protocol import messages as wire
 from tests.playout.rig import FAR, NEIGHBOUR, NODE, Room, a_room
+from tests.support.alarms import a_duo
 from tests.support.village import DONG, PROVINCE, TAY, at, once
 
 
@@ -27,6 +28,11 @@ def an_alarm(**changes: Any) -> NewEmergency:
         PROVINCE, EmergencyMode.REAL, Message(hazard="flood", text="Vỡ đê"), "Đê vỡ", confirm="KHẨN CẤP"
     )
     return replace(asked, **changes)
+
+
+async def launch(room: Room, request: NewEmergency) -> EmergencyView:
+    """By two leaders of the province, within the same instant."""
+    return await (await a_duo(room.village.desk, PROVINCE)).raise_(request)
 
 
 async def deliveries(room: Room, view: EmergencyView, *, unreached: bool = False) -> dict[str, Shown]:
@@ -58,7 +64,7 @@ class Stuck(Planner):
 async def test_one_publish_for_the_province_warns_every_commune(tmp_path: Path):
     async with a_room(tmp_path) as room:
         before = len(room.sent)
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.server.conductor.tick()
         await room.clock.advance(0)
 
@@ -71,7 +77,7 @@ async def test_it_leaves_before_any_plan_and_although_planning_fails(tmp_path: P
     async with a_room(tmp_path, planner=stuck) as room:
         stuck.is_stuck = True
         await room.announce(once(at(17)))
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         room.server.conductor.ring()
         await room.server.conductor.tick()
         await room.clock.advance(0)
@@ -89,7 +95,7 @@ async def test_it_leaves_before_any_plan_and_although_planning_fails(tmp_path: P
 
 async def test_a_broker_that_lost_everything_hears_of_the_danger_first(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         before = len(room.sent)
         room.hub.kill()
@@ -104,7 +110,7 @@ async def test_a_broker_that_lost_everything_hears_of_the_danger_first(tmp_path:
 
 async def test_a_server_that_starts_anew_says_again_what_is_in_force(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         await room.kill(room.server)
         await room.clock.advance(6)
@@ -118,7 +124,7 @@ async def test_a_server_that_starts_anew_says_again_what_is_in_force(tmp_path: P
 
 async def test_what_was_cancelled_while_the_server_was_away_is_taken_back_when_it_returns(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         await room.kill(room.server)
         await emergency.cancel(room.village.desk, OPERATOR, view.row.id, reason="Hết")
@@ -132,7 +138,7 @@ async def test_what_was_cancelled_while_the_server_was_away_is_taken_back_when_i
 
 async def test_who_has_it_who_sounds_it_and_who_heard_it_to_the_end(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         assert await states(room, view) == {NODE: "sent", NEIGHBOUR: "sent", FAR: "sent"}
 
@@ -158,7 +164,7 @@ async def test_who_has_it_who_sounds_it_and_who_heard_it_to_the_end(tmp_path: Pa
 async def test_the_play_log_stands_on_signed_reports_alone(tmp_path: Path):
     async with a_room(tmp_path) as room:
         await room.all_say_how_they_are()
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm(expires_min=5))
+        view = await launch(room, an_alarm(expires_min=5))
         await room.turn()
         entry = f"alert:{view.row.id}"
         told = wire.AlertProgress(alert_id=view.row.id, rounds=1)
@@ -184,7 +190,7 @@ async def test_the_play_log_stands_on_signed_reports_alone(tmp_path: Path):
 
 async def test_a_node_that_does_not_answer_is_sent_it_again_and_stays_on_the_list(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         for node in (NODE, FAR):
             await room.nodes[node].tell_status()
@@ -206,7 +212,7 @@ async def test_a_node_that_is_offline_is_named_and_not_pestered(tmp_path: Path):
     async with a_room(tmp_path) as room:
         await room.nodes[FAR].tell_status(link=wire.Link.OFFLINE)
         await room.turn()
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         await room.nodes[NODE].tell_status()
         await room.nodes[NEIGHBOUR].tell_status()
@@ -225,7 +231,7 @@ async def test_a_node_that_is_offline_is_named_and_not_pestered(tmp_path: Path):
 async def test_it_ends_with_a_reason_for_everybody_and_a_late_report_still_counts(tmp_path: Path):
     async with a_room(tmp_path) as room:
         await room.nodes[FAR].tell_status(link=wire.Link.OFFLINE)
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm(expires_min=1))
+        view = await launch(room, an_alarm(expires_min=1))
         await room.turn()
         started = wire.AlertProgress(alert_id=view.row.id, is_sounding=True)
         await room.nodes[NODE].tell_status(alerts=(started,))
@@ -245,7 +251,7 @@ async def test_it_ends_with_a_reason_for_everybody_and_a_late_report_still_count
 
 async def test_cancelled_everybody_shows_that_it_let_go_or_is_told_again(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         await room.all_say_how_they_are()
         await emergency.cancel(room.village.desk, OPERATOR, view.row.id, reason="Báo nhầm")
@@ -294,7 +300,7 @@ async def test_stop_all_silences_until_released_and_a_node_that_was_away_obeys_w
 
 async def test_a_new_node_in_the_flooded_commune_is_owed_it_too(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        view = await launch(room, an_alarm())
         await room.turn()
         fresh = await room.enrol("n9", f"c2-{TAY}", TAY)
         await room.pass_time(12)
@@ -307,7 +313,7 @@ async def test_the_lane_publishes_while_a_tick_is_busy(tmp_path: Path):
         lane = asyncio.create_task(room.server.conductor.run_urgent(), name="test.lane")
         try:
             await room.clock.advance(0)
-            view = await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+            view = await launch(room, an_alarm())
             await room.clock.advance(0.01)
             assert room.node.warns() == view.row.id, "no tick was needed"
         finally:
@@ -317,7 +323,7 @@ async def test_the_lane_publishes_while_a_tick_is_busy(tmp_path: Path):
 
 async def test_nothing_is_said_twice_while_nothing_changes(tmp_path: Path):
     async with a_room(tmp_path) as room:
-        await emergency.launch(room.village.desk, OPERATOR, an_alarm())
+        await launch(room, an_alarm())
         await room.turn()
         await room.all_say_how_they_are()
         before = len(room.sent)
