@@ -114,7 +114,7 @@ async def _session(village: Village, number: int) -> Said:
     said = Said(opened_ns=time.time_ns())
     opened = await village.ask("POST", "/live", unit_id=COMMUNE, title=f"Nói thử {number} (mô phỏng)", minutes=5)
     address = village.url.replace("http", "ws", 1) + opened["voice"]
-    async with connect(address, compression=None) as socket:
+    async with connect(address, compression=None, ssl=village.trusted) as socket:
         await socket.send(json.dumps({"token": village.token, "format": "opus"}))
         ready = json.loads(await socket.recv())
         if not ready.get("ready"):

@@ -68,7 +68,9 @@ async def a_broker(folder: Path, port: int) -> AsyncIterator[None]:
 def _broker_config(folder: Path, port: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nset_tcp_nodelay true\n")
+    # Any user with any password, but nobody without a name: the server does not start on a broker that is open.
+    who = "allow_anonymous true\nuse_username_as_clientid true"
+    config.write_text(f"listener {port} 127.0.0.1\n{who}\nuser root\nset_tcp_nodelay true\n")
     return config
 
 
@@ -76,7 +78,7 @@ async def one_village(number: int, folder: Path, kills: int) -> dict[str, Any]:
     """`kills` kills of one server; what was found."""
     chance = random.Random(f"server_kills/{number}")
     port = free_port()
-    async with a_broker(folder / "mosquitto", port), Village(folder) as village:
+    async with a_broker(folder / "mosquitto", port), Village(folder, is_tls=False) as village:
         village.settings = {
             "LOA_BROKER__KIND": "external",
             "LOA_BROKER__PORT": str(port),

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Village:
 
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    is_tls: bool = True
+    """HTTPS, MQTT and the push listener on TLS; without, everything is plain on 127.0.0.1."""
     http_port: int = field(default_factory=free_port)
     broker_port: int = field(default_factory=free_port)
     ingest_port: int = field(default_factory=free_port)
@@ -65,12 +68,25 @@ class Village:
     """Feed ids by name."""
     server: Child | None = None
     _client: httpx.AsyncClient | None = None
+    _trusted: ssl.SSLContext | None = None
     _clock: SystemClock = field(default_factory=SystemClock)
 
     @property
     def url(self) -> str:
         """Where the server answers."""
-        return f"http://127.0.0.1:{self.http_port}"
+        return f"{'https' if self.is_tls else 'http'}://127.0.0.1:{self.http_port}"
+
+    @property
+    def authority(self) -> Path:
+        """What the server's certificate is signed by (PEM), as an operator hands it out."""
+        return self.folder / "authority.pem"
+
+    @property
+    def trusted(self) -> ssl.SSLContext:
+        """A client's side of TLS that trusts the village's server."""
+        if self._trusted is None:
+            self._trusted = ssl.create_default_context(cafile=self.authority if self.is_tls else None)
+        return self._trusted
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,7 +96,8 @@ class Village:
             "LOA_HTTP__PORT": str(self.http_port),
             "LOA_BROKER__PORT": str(self.broker_port),
             "LOA_INGEST__PORT": str(self.ingest_port),
-            "LOA_BROKER__TLS": "off",
+            "LOA_HTTP__TLS": "on" if self.is_tls else "off",
+            "LOA_BROKER__TLS": "auto" if self.is_tls else "off",
             "LOA_PLAYOUT__STATUS_INTERVAL_S": "5",
             "LOA_PLAYOUT__GRACE_S": "3",
             "LOA_RESERVE_BYTES": "0",
@@ -103,6 +120,8 @@ class Village:
 
     async def start_server(self) -> None:
         """Start it and wait until `/readyz` says yes. Raises `VillageError` with its last words."""
+        if self.is_tls and not self.authority.exists():
+            await self.command("certificates", "authority", "--out", str(self.authority))
         self.server = await Child(
             [sys.executable, "-m", "broadcast_server", "serve"],
             name="village.server",
@@ -135,7 +154,7 @@ class Village:
         return "" if self.server is None else "\n".join(line[:400] for line in self.server.stderr_tail[-20:])
 
     async def _is_ready(self) -> bool:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=self.trusted) as client:
             try:
                 answer = await client.get(f"{self.url}/readyz")
             except httpx.HTTPError:
@@ -167,7 +186,7 @@ class Village:
     def client(self) -> httpx.AsyncClient:
         """With the station head's token, on the server's origin."""
         if self._client is None:
-            self._client = httpx.AsyncClient(base_url=self.url, timeout=30.0)
+            self._client = httpx.AsyncClient(base_url=self.url, timeout=30.0, verify=self.trusted)
         self._client.headers["Authorization"] = f"Bearer {self.token}"
         return self._client
 
@@ -279,10 +298,11 @@ class Village:
         ticket = await self.ask(
             "POST", "/enrolment-tokens", unit_id=COMMUNE, uses=count, valid_for_s=3_600, activates=True
         )
+        trusted = ("--ca", str(self.authority)) if self.is_tls else ()
         async with Child(
             [
                 sys.executable, "-m", "firmware_sim", "run", "--server", self.url, "--nodes", str(count),
-                "--token", ticket["token"], "--identity", str(identity), *arguments,
+                "--token", ticket["token"], "--identity", str(identity), *trusted, *arguments,
             ],
             name="village.nodes",
             stdout=False,

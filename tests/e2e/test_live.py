@@ -30,7 +30,7 @@ BEFORE, AFTER = (700, 1600), (500, 1900)
 async def speak(village: Village, voice: str, sound: Sequence[bytes], first: int, told: list[dict[str, Any]]) -> None:
     """Send packets in real time, numbered from `first`."""
     clock = SystemClock()
-    async with connect(village.url.replace("http", "ws", 1) + voice, compression=None) as socket:
+    async with connect(village.url.replace("http", "ws", 1) + voice, compression=None, ssl=village.trusted) as socket:
         await socket.send(json.dumps({"token": village.token}))
         told.append(json.loads(await socket.recv()))
 
