@@ -87,7 +87,20 @@ async def renewed(identity: Identity, *, client: httpx.AsyncClient, true: TrueTi
     }
     server = identity.assets_url.partition("/api/v1/")[0]
     answer = await _ask(server + CERTIFICATE_PATH, question, client=client, true=true, chance=chance)
-    return identity.model_copy(update={"certificate": answer["certificate"]})
+    broker = identity.broker.model_copy(update={"ca_pem": answer["ca_pem"]})
+    return identity.model_copy(update={"certificate": answer["certificate"], "broker": broker})
+
+
+def is_renewal_due(identity: Identity, now_ns: int) -> bool:
+    """Whether two thirds of the certificate's life are over, or there is none although the broker speaks TLS."""
+    if identity.certificate is None:
+        return identity.broker.tls
+    try:
+        leaf = x509.load_pem_x509_certificate(identity.certificate.encode())
+    except ValueError:
+        return True
+    begins_s, ends_s = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    return now_ns / 1e9 >= begins_s + (ends_s - begins_s) * 2 / 3
 
 
 def request_of(key: Ed25519PrivateKey) -> str:

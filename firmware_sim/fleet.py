@@ -27,7 +27,7 @@ import structlog
 from firmware_sim.box import Kit
 from firmware_sim.clock import DeviceClock, MachineTime, TrueTime
 from firmware_sim.decoder import DecodeCache, SoundLibrary
-from firmware_sim.enrol import BoxLabel, enrol
+from firmware_sim.enrol import BoxLabel, EnrolmentRefused, enrol, is_renewal_due, renewed
 from firmware_sim.faults import TimedFault
 from firmware_sim.firmware import FIRMWARE
 from firmware_sim.link import Broker, MqttLink
@@ -44,6 +44,7 @@ T = TypeVar("T")
 CONNECTS_PER_S: Final = 60
 """How fast a fleet is switched on."""
 ENROL_AT_ONCE: Final = 8
+CERTIFICATES_EVERY_S: Final = 3_600.0
 SWITCH_S: Final = 0.0005
 DISK_THREADS: Final = 6
 DOWNLOADS_AT_ONCE: Final = 24
@@ -185,7 +186,12 @@ class Fleet:
             try:
                 identities = await self._identities(client)
                 self.nodes.extend(self._box(index, identity, kit) for index, identity in enumerate(identities))
-                await self._power(stop, on_ready, options.faults)
+                keeping = asyncio.create_task(self._keep_certificates(client), name="fleet.certificates")
+                try:
+                    await self._power(stop, on_ready, options.faults)
+                finally:
+                    keeping.cancel()
+                    await asyncio.gather(keeping, return_exceptions=True)
             finally:
                 if decisions is not None:
                     decisions.close()
@@ -225,6 +231,29 @@ class Fleet:
             }
         )
         return identities
+
+    async def _keep_certificates(self, client: httpx.AsyncClient) -> None:
+        """Let every node ask for another certificate when two thirds of its own are over, for ever."""
+        chance = self._chance("certificates", 0)
+        while True:
+            await self.true.sleep(chance.uniform(0.5, 1.0) * CERTIFICATES_EVERY_S)
+            for node in self.nodes:
+                if is_renewal_due(node.identity, self.true.now_ns()):
+                    await self.renew(node, client, chance)
+
+    async def renew(self, node: SpeakerNode, client: httpx.AsyncClient, chance: random.Random) -> bool:
+        """Another certificate for one node, kept and used from its next connect on; False if it was not given."""
+        try:
+            identity = await renewed(node.identity, client=client, true=self.true, chance=chance)
+            identity.save(self.options.identity_dir / identity.node_id)
+        except (EnrolmentRefused, OSError) as error:
+            log.warning("certificate.not_renewed", node=node.node_id, error=str(error))
+            return False
+        node.identity = identity
+        link = None if node.firmware is None else node.firmware.link
+        if isinstance(link, MqttLink) and identity.certificate is not None:
+            link.certify(ca_pem=identity.broker.ca_pem, certificate_pem=identity.certificate)
+        return True
 
     def _chance(self, use: str, index: int) -> random.Random:
         seed = self.options.seed

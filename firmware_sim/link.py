@@ -16,7 +16,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 import structlog
@@ -174,6 +174,11 @@ class MqttLink:
             self._client.unsubscribe(gone)
         if new:
             self._client.subscribe(new)
+
+    def certify(self, *, ca_pem: str | None, certificate_pem: str) -> None:
+        """From the next connect on come with this certificate of the same key, and trust this authority."""
+        self._broker = replace(self._broker, ca_pem=ca_pem, certificate_pem=certificate_pem)
+        self._tls = _tls(self._broker) if self._broker.is_tls else None
 
     def cut(self, for_s: float) -> None:
         """Lose the connection without a goodbye and find no network for so long."""

@@ -308,15 +308,16 @@ class RenewalForm(Form):
 
 
 class Certificate(Shown):
-    """PEM chain, the node's own first."""
+    """PEM chain, the node's own first; `ca_pem`: whom it trusts from now on."""
 
     certificate: str
+    ca_pem: str
 
 
 @router.post("/nodes/me/certificate", status_code=201)
 @by_secret()
 async def renew_certificate(desk: DeskDep, form: RenewalForm, response: Response) -> Certificate:
     """Another certificate for a node in service; its device key is its authority."""
-    chain = await certificates.renew(desk, Renewal(form.node_id, form.csr, form.nonce, form.signature))
+    told = await certificates.renew(desk, Renewal(form.node_id, form.csr, form.nonce, form.signature))
     response.headers["Cache-Control"] = "no-store"
-    return Certificate(certificate=chain)
+    return Certificate(certificate=told.chain, ca_pem=told.authority)

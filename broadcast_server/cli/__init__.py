@@ -10,6 +10,7 @@ from broadcast_server.cli import (
     bundles,
     certificates,
     clock,
+    devices,
     emergencies,
     feeds,
     people,
@@ -30,6 +31,7 @@ backup.register(app)
 app.add_typer(people.users, name="user", help="People and their roles.")
 app.add_typer(people.tokens, name="token", help="Bearer tokens of the API.")
 app.add_typer(places.app, name="place", help="Org units and station policy.")
+app.add_typer(devices.app, name="device", help="Boxes and nodes: claim codes, the binding check, quarantine.")
 app.add_typer(feeds.app, name="feed", help="Feeds, their offers and push credentials.")
 app.add_typer(schedules.app, name="schedule", help="Import, export and preview schedules.")
 app.add_typer(emergencies.app, name="emergency", help="Emergencies (khẩn cấp).")

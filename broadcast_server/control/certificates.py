@@ -97,7 +97,15 @@ class Renewal:
     signature: str
 
 
-async def renew(desk: Desk, request: Renewal) -> str:
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """Another certificate (PEM chain), and the authority to trust (PEM)."""
+
+    chain: str
+    authority: str
+
+
+async def renew(desk: Desk, request: Renewal) -> Renewed:
     """Another certificate for a node that is in service. The device key is the only authority.
 
     Raises `Invalid("csr_invalid")`, `Unavailable("certificates_unavailable")`, and `Refused("device_refused")` for
@@ -118,9 +126,10 @@ async def renew(desk: Desk, request: Renewal) -> str:
     if not await desk.store.read(known) or not _is_signed(request, public_key):
         raise Refused("device_refused")
     chain = await issue(desk, request.node_id, request.csr, nonce=request.nonce)
-    if chain is None:
+    if chain is None or desk.certifier is None:
         raise Unavailable("certificates_unavailable")
-    return chain
+    authority = await desk.executor.run(desk.certifier.authority_pem)
+    return Renewed(chain, authority.decode())
 
 
 def _is_due(session: Session, request: Renewal, now: datetime) -> bool:

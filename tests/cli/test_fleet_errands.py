@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from broadcast_server.cli import clock, emergencies, feeds, people, places
+from broadcast_server.cli import clock, devices, emergencies, feeds, people, places
 from broadcast_server.cli.office import run
 from simulation.enter import enter
 
@@ -25,6 +25,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
         "user": people.users,
         "token": people.tokens,
         "feed": feeds.app,
+        "device": devices.app,
         "clock": clock.app,
         "emergency": emergencies.app,
         "stop-all": emergencies.stops,
@@ -110,3 +111,19 @@ def test_the_machines_own_hand_raises_ends_and_stops(machine: Callable[..., Resu
     (latch,) = told(machine("stop-all", "set", "x1", "--reason", "Có người chiếm sóng", "--json"))
     assert [one["id"] for one in told(machine("stop-all", "list", "--in-force", "--json"))] == [latch["id"]]
     assert told(machine("stop-all", "release", latch["id"], "--reason", "Xong", "--json"))["released_at"]
+
+
+def test_a_box_is_expected_from_the_command_line(machine: Callable[..., Result]):
+    assert told(machine("place", "add", "Xã Mô Phỏng", "--id", "x1", "--json"))["id"] == "x1"
+    made = told(machine("device", "expect", "loa-00001", "--unit", "x1", "--json"))
+    assert (made["serial"], len(made["claim_code"])) == ("LOA-00001", 11)
+    (shown,) = told(machine("device", "expected", "--json"))
+    assert "claim_code" not in shown
+    assert told(machine("device", "open", made["id"], "--json"))["open_until"]
+    assert told(machine("device", "forget", made["id"], "--json"))["forgotten"]
+    assert told(machine("device", "expected", "--json")) == []
+    refused = machine("device", "open", made["id"])
+    assert (refused.exit_code, "claim_over" in refused.stderr) == (1, True)
+    assert machine("device", "token", "--unit", "x1", "--activates").stdout.startswith("enr_")
+    assert told(machine("device", "list", "--state", "quarantined", "--json")) == []
+    assert machine("device", "speak", "nobody").exit_code == 1

@@ -297,8 +297,10 @@ async def test_a_certificate_is_renewed_on_the_word_of_the_device_key_alone(cert
     ):
         with pytest.raises(Refused, match="device_refused"):
             await certificates.renew(certified, wrong)
-    chain = await certificates.renew(certified, asked("2" * 32))
-    assert x509.load_pem_x509_certificate(chain.encode()).not_valid_after_utc > certified.clock.now() + timedelta(364)
+    fresh = await certificates.renew(certified, asked("2" * 32))
+    leaf = x509.load_pem_x509_certificate(fresh.chain.encode())
+    assert leaf.not_valid_after_utc > certified.clock.now() + timedelta(364)
+    leaf.verify_directly_issued_by(x509.load_pem_x509_certificates(fresh.authority.encode())[0])
     with pytest.raises(Refused, match="device_refused"):  # too soon
         await certificates.renew(certified, asked("3" * 32))
     await later(certified, timedelta(days=245))
