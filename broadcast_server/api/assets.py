@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Header, Path, Request, Response
 from fastapi.responses import FileResponse
 
-from broadcast_server.api.deps import ActorDep, DeskDep, bearer_token
+from broadcast_server.api.deps import ActorDep, DeskDep, bearer_token, who_acts
 from broadcast_server.api.fields import IdQuery, Shown
 from broadcast_server.api.gate import Router, asks, by_secret
 from broadcast_server.api.idempotency import IdempotentRoute
@@ -79,8 +79,9 @@ async def get_asset(
     authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The bytes, for a node with its asset token or a person with a token."""
-    path = await library.open_asset(desk, bearer_token(authorization), sha256)
+    """The bytes, for a node with its asset token or a person with a token or signed in."""
+    bearer = await who_acts(request) if authorization is None else bearer_token(authorization)
+    path = await library.open_asset(desk, bearer, sha256)
     etag = f'"{sha256}"'
     headers = {"ETag": etag, "Cache-Control": _CACHE}
     if if_none_match is not None and etag in {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}:

@@ -1,24 +1,42 @@
 """What a route asks for by its annotations: the desk, who acts, in which language, which version is meant.
 
 The desk lies in `request.state`, put there by the front of the application; a route never reaches for anything global.
+
+Who acts is told by a bearer token in the header, or by the cookie of a sign-in. A maintainer must not break: (1) a
+header is what counts where there is one, and a cookie is never read as a token nor a token as a cookie; (2) a cookie
+is sent by the browser whoever wrote the page, so it counts only for a page of our own origin (`Origin`,
+`Sec-Fetch-Site`), and for a change only with the sign-in's own token in `X-CSRF-Token`; (3) the prefix `__Host-` holds
+the cookie to this host and to HTTPS, or to loopback, which browsers trust alike.
+
+Sources: RFC 6265bis §4.1.3; W3C Fetch Metadata; OWASP on CSRF.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+import hmac
+from typing import Annotated, Final, cast
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from broadcast_server import catalogue
 from broadcast_server.catalogue import Locale
-from broadcast_server.control import access
+from broadcast_server.control import access, sign_in
 from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.relays import Monitor
+from broadcast_server.control.sign_in import SignedIn
 from broadcast_server.domain.errors import Invalid, Refused
 
+COOKIE: Final = "__Host-sid"
+CSRF_HEADER: Final = "X-CSRF-Token"
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
 _bearer = HTTPBearer(auto_error=False, description="`broadcast-server token create USER`")
+_cookie = APIKeyCookie(
+    name=COOKIE, auto_error=False, description=f"from `POST /api/v1/session`; changes need `{CSRF_HEADER}` as well"
+)
 
 
 def _desk(request: Request) -> Desk:
@@ -51,16 +69,104 @@ async def actor_of(desk: Desk, authorization: str | None) -> Actor:
     return await desk.store.read(lambda session: access.actor_of_token(session, secret, desk.clock.now()))
 
 
+async def signed_in_of(connection: HTTPConnection) -> SignedIn | None:
+    """Who is at the browser; None: nobody came with a cookie. For requests without an `Authorization` header.
+
+    Raises `Refused`: `origin_refused`, `csrf_refused`, `sign_in_over` (401).
+    """
+    cookie = connection.cookies.get(COOKIE)
+    if cookie is None:
+        return None
+    require_own_page(connection)
+    desk: Desk = connection.state.desk
+    signed_in = await sign_in.who(desk, cookie)
+    if _changes(connection) and not hmac.compare_digest(
+        signed_in.csrf.encode(), connection.headers.get(CSRF_HEADER, "").encode()
+    ):
+        raise Refused("csrf_refused", fix="send_csrf_token")
+    return signed_in
+
+
+async def who_acts(connection: HTTPConnection, *, is_own_account: bool = False) -> Actor:
+    """Whose request this is, by header or cookie; `is_own_account`: what they must do first is what they are doing.
+
+    Raises `Refused`: 401 (`token_missing`, `token_unknown`, `sign_in_over`), 403 (`origin_refused`, `csrf_refused`,
+    `password_must_change`, `totp_must_set_up`).
+    """
+    kept: Actor | SignedIn | None = getattr(connection.state, "who", None)
+    if kept is None:
+        authorization = connection.headers.get("authorization")
+        if authorization is not None:
+            kept = await actor_of(connection.state.desk, authorization)
+        else:
+            kept = await signed_in_of(connection)
+        if kept is None:
+            raise Refused("token_missing", fix="send_bearer_token")
+        connection.state.who = kept
+    if isinstance(kept, Actor):
+        return kept
+    if kept.must and not is_own_account:
+        raise Refused(kept.must[0].value)
+    return kept.actor
+
+
+def require_own_page(connection: HTTPConnection) -> None:
+    """Raise `Refused("origin_refused")` if a browser says that the page of another origin sent this.
+
+    A browser names the page with every change and every socket, and no page can make it lie; a program that is no
+    browser names none.
+    """
+    origin = connection.headers.get("origin")
+    if origin is not None and _origin_parts(origin) != _own_origin(connection):
+        raise Refused("origin_refused")
+    if origin is None and connection.scope["type"] == "websocket":
+        raise Refused("origin_refused")
+    site = connection.headers.get("sec-fetch-site")
+    allowed = {"same-origin"} if _changes(connection) else {"same-origin", "none"}
+    if site is not None and site not in allowed:
+        raise Refused("origin_refused")
+
+
+def _changes(connection: HTTPConnection) -> bool:
+    return connection.scope["type"] == "http" and connection.scope["method"] not in _SAFE
+
+
+def _own_origin(connection: HTTPConnection) -> tuple[str, str, int]:
+    scheme = {"ws": "http", "wss": "https"}.get(connection.url.scheme, connection.url.scheme)
+    return _origin_parts(f"{scheme}://{connection.headers.get('host', '')}")
+
+
+def _origin_parts(origin: str) -> tuple[str, str, int]:
+    """Scheme, host, port; nonsense is like nothing of ours."""
+    scheme, _, rest = origin.strip().lower().partition("://")
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):
+        host, port = rest, "443" if scheme == "https" else "80"
+    return scheme, host, int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else -1
+
+
 async def _actor(
     request: Request,
-    desk: DeskDep,
-    _described: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _token: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _sid: Annotated[str | None, Depends(_cookie)],
 ) -> Actor:
-    return await actor_of(desk, request.headers.get("authorization"))
+    return await who_acts(request)
 
 
 ActorDep = Annotated[Actor, Depends(_actor)]
-"""Who acts, by bearer token."""
+"""Who acts, by bearer token or sign-in."""
+
+
+async def _owner(
+    request: Request,
+    _token: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _sid: Annotated[str | None, Depends(_cookie)],
+) -> Actor:
+    return await who_acts(request, is_own_account=True)
+
+
+OwnerDep = Annotated[Actor, Depends(_owner)]
+"""The same on one's own account: also who has a first password to change or codes to set up."""
 
 
 def _locale(request: Request) -> Locale:

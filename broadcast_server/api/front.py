@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broadcast_server.api import problems
+from broadcast_server.api.deps import COOKIE
 from broadcast_server.domain.errors import BroadcastError, Invalid
 
 JSON_LIMIT_BYTES: Final = 2 * 1024 * 1024
@@ -89,9 +90,13 @@ class Front:
         return origin is None or "*" in self._hosts or _name_of(origin.lower().partition("://")[2]) in self._hosts
 
     def _limit_of(self, headers: Headers) -> int:
-        """Much only for uploads of somebody who shows a token, whoever that proves to be."""
+        """Much only for uploads of somebody who shows a token or a cookie, whoever that proves to be."""
         is_upload = headers.get("content-type", "").lower().startswith(_UPLOADS)
-        return self._upload_limit_bytes if is_upload and "authorization" in headers else JSON_LIMIT_BYTES
+        return (
+            self._upload_limit_bytes
+            if is_upload and ("authorization" in headers or COOKIE in headers.get("cookie", ""))
+            else JSON_LIMIT_BYTES
+        )
 
 
 async def _refuse(error: BroadcastError, status: int, scope: Scope, receive: Receive, send: Send) -> None:

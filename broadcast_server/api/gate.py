@@ -110,6 +110,12 @@ def door_of(endpoint: Callable[..., Any]) -> Door:
     return door
 
 
+def is_by_secret(endpoint: Callable[..., Any]) -> bool:
+    """Whether it asks nobody who they are, because the request itself carries what counts."""
+    door = getattr(endpoint, _MARK, None)
+    return isinstance(door, Door) and door.entry is Entry.SECRET
+
+
 class Router(APIRouter):
     """A router that takes no route without a declaration."""
 
@@ -119,7 +125,7 @@ class Router(APIRouter):
         told: Mapping[str, Any] = options.pop("openapi_extra", None) or {}
         super().add_api_route(path, endpoint, openapi_extra={**told, **door.described()}, **options)
         route = self.routes[-1]
-        if door.entry in {Entry.ACCOUNT, Entry.ACTION} and not _asks_who(cast("APIRoute", route)):
+        if door.entry in {Entry.ACCOUNT, Entry.ACTION} and not _asks_who(cast("APIRoute", route), door):
             raise UndeclaredError(f"{endpoint.__module__}.{endpoint.__qualname__} asks for an action and not who acts")
 
     def add_api_websocket_route(self, path: str, endpoint: Callable[..., Any], *args: Any, **options: Any) -> None:
@@ -128,9 +134,11 @@ class Router(APIRouter):
         super().add_api_websocket_route(path, endpoint, *args, **options)
 
 
-def _asks_who(route: APIRoute) -> bool:
-    who = get_args(deps.ActorDep)[1].dependency
-    return any(needed.call is who for needed in route.dependant.dependencies)
+def _asks_who(route: APIRoute, door: Door) -> bool:
+    who = {get_args(deps.ActorDep)[1].dependency}
+    if door.entry is Entry.ACCOUNT:
+        who.add(get_args(deps.OwnerDep)[1].dependency)
+    return any(needed.call in who for needed in route.dependant.dependencies)
 
 
 def table(routers: Iterable[APIRouter], prefix: str = "") -> list[RouteTold]:

@@ -1,9 +1,10 @@
 """`Idempotency-Key`: a POST that was sent twice is done once and answered twice the same.
 
 A router takes part by `APIRouter(…, route_class=IdempotentRoute)`; nothing else is needed. A key belongs to the user
-and to one request (method, address, body). Only successes are remembered: a refusal changed nothing, so the same key
-may try again. An answer with `Cache-Control: no-store` holds a secret: it is never kept, a repetition is told
-`answer_told_once`. An upload is never read into memory here, so it counts by its type and length.
+and to one request (method, address, body); a route that asks nobody who they are, as a log-in, knows no keys. Only
+successes are remembered: a refusal changed nothing, so the same key may try again. An answer with `Cache-Control:
+no-store` holds a secret: it is never kept, a repetition is told `answer_told_once`. An upload is never read into memory
+here, so it counts by its type and length.
 
 Source: draft-ietf-httpapi-idempotency-key-header-07.
 """
@@ -21,7 +22,8 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from broadcast_server.api.deps import actor_of
+from broadcast_server.api.deps import who_acts
+from broadcast_server.api.gate import is_by_secret
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid
 from broadcast_server.store import idempotency
@@ -45,7 +47,8 @@ class IdempotentRoute(APIRoute):
     """A route whose POST honours `Idempotency-Key`."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        if "POST" in (options.get("methods") or ()):
+        self._is_of_somebody = not is_by_secret(endpoint)
+        if "POST" in (options.get("methods") or ()) and self._is_of_somebody:
             options["openapi_extra"] = {**(options.get("openapi_extra") or {}), "parameters": [_PARAMETER]}
         super().__init__(path, endpoint, **options)
 
@@ -55,7 +58,7 @@ class IdempotentRoute(APIRoute):
 
         async def once(request: Request) -> Response:
             key = request.headers.get("idempotency-key")
-            if key is None or request.method != "POST":
+            if key is None or request.method != "POST" or not self._is_of_somebody:
                 return await handler(request)
             return await _once(request, key, handler)
 
@@ -66,7 +69,7 @@ async def _once(request: Request, key: str, handler: Handler) -> Response:
     if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
         raise Invalid("idempotency_key_invalid", field="Idempotency-Key")
     desk: Desk = request.state.desk
-    user_id = (await actor_of(desk, request.headers.get("authorization"))).user_id
+    user_id = (await who_acts(request, is_own_account=True)).user_id
     request_hash = await _hash_of(request)
     known = await desk.store.begin(
         lambda session: idempotency.claim(

@@ -1,7 +1,8 @@
 """Speaking live over HTTP: open, see, keep, close a session; and the socket that a microphone sends its voice into.
 
 The socket (`/live/{session_id}/voice`) is described in `docs/live-voice.md`. A maintainer must not break: (1) a token
-is taken from the header or the first message, never from the address, which proxies log; (2) nothing of a frame is
+is taken from the header or the first message, never from the address, which proxies log, and a cookie only from a page
+of ours; (2) nothing of a frame is
 looked at before somebody is known to be behind it; (3) whatever ends a socket is told first as a message with a code
 and a sentence, then as a close code with the sentence cut to what the protocol carries.
 """
@@ -9,6 +10,7 @@ and a sentence, then as a close code with the sentence cut to what the protocol 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,13 +23,13 @@ from starlette.websockets import WebSocketDisconnect
 
 from broadcast_server import catalogue
 from broadcast_server.api import problems
-from broadcast_server.api.deps import ActorDep, DeskDep, LocaleDep, actor_of
+from broadcast_server.api.deps import COOKIE, ActorDep, DeskDep, LocaleDep, actor_of, who_acts
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, Secret, Shown
 from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.api.schedules import PreviewShown, Targets
-from broadcast_server.control import live
+from broadcast_server.control import live, sign_in
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import Attached, LiveIngest, LiveQuery, LiveView, Opened, OpenLive, Sight
@@ -44,6 +46,8 @@ router = Router(tags=["live"], route_class=IdempotentRoute)
 
 HELLO_S: Final = 5.0
 TELL_S: Final = 1.0
+STANDING_EVERY: Final = 3
+"""Of so many tellings, one asks whether the speaker's sign-in or token still stands."""
 TEXT_BYTES: Final = 4_096
 TEXTS_PER_S: Final = 10.0
 TEXTS_BURST: Final = 50
@@ -239,7 +243,7 @@ async def voice(socket: WebSocket, session_id: str) -> None:
 
 
 class Hello(Form):
-    """The first message. `token` where no header can be set."""
+    """The first message. `token` where no header can be set and nobody is signed in."""
 
     token: Secret | None = None
     format: VoiceFormat = VoiceFormat.OPUS
@@ -265,7 +269,7 @@ class _Line:
         self._locale = catalogue.locale_of(socket.headers.get("accept-language"))
         self._texts = Bucket(TEXTS_PER_S, TEXTS_BURST)
         self._first: bytes | None = None
-        """A packet that came instead of a greeting, from who showed a token in the header."""
+        """A packet that came instead of a greeting, from who is known by a header or a cookie."""
 
     async def serve(self) -> None:
         """Until either side hangs up."""
@@ -290,16 +294,16 @@ class _Line:
         actor = None if authorization is None else await actor_of(self._desk, authorization)
         message = await self._within(HELLO_S)
         text = message.get("text")
-        if text is None:
-            if actor is None:
+        hello = None if text is None else _parsed(Hello, text)
+        if actor is None and hello is not None and hello.token is not None:
+            actor = await actor_of(self._desk, f"Bearer {hello.token}")
+        if actor is None:
+            if COOKIE not in self._socket.cookies:
                 raise Refused("token_missing", fix="send_token_first")
+            actor = await who_acts(self._socket)
+        if hello is None:
             self._first = message.get("bytes") or b""
             return actor, VoiceFormat.OPUS
-        hello = _parsed(Hello, text)
-        if actor is None:
-            if hello.token is None:
-                raise Refused("token_missing", fix="send_token_first")
-            actor = await actor_of(self._desk, f"Bearer {hello.token}")
         return actor, hello.format
 
     async def _within(self, seconds: float) -> dict[str, Any]:
@@ -367,11 +371,13 @@ class _Line:
     async def _tell(self, ingest: LiveIngest, actor: Actor) -> None:
         """About once a second: how far it was understood, who sounds it, what cuts it."""
         was_cut: Overriding | None = None
-        while True:
+        for told in itertools.count(1):
             await self._desk.clock.sleep(TELL_S)
             state = ingest.state(self._session_id)
             sight: Sight | None = None
             try:
+                if told % STANDING_EVERY == 0:
+                    await sign_in.require_standing(self._desk, actor)
                 sight = await live.look_at_live(self._desk, actor, self._session_id)
             except Unavailable as away:
                 log.warning("live.not_seen", session_id=self._session_id, code=away.code)

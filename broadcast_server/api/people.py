@@ -14,7 +14,7 @@ from broadcast_server.api.gate import Router, asks, signed_in
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import people
-from broadcast_server.control.access import Action
+from broadcast_server.control.access import Action, TokenScope
 from broadcast_server.control.people import NewGrant, UserView
 from broadcast_server.store.tables import GrantRow, TokenRow
 from broadcast_server.store.words import Role
@@ -138,11 +138,28 @@ async def end_grant(desk: DeskDep, actor: ActorDep, user_id: IdPath, grant_id: I
 # -- tokens -----------------------------------------------------------------------------------------------------------
 
 
+class ScopeForm(Form):
+    """What a token is limited to: these actions, these places with all below them, or both."""
+
+    actions: Annotated[list[Action], Field(min_length=1, max_length=100)] | None = None
+    units: Annotated[list[Id], Field(min_length=1, max_length=100)] | None = None
+
+    def scope(self) -> TokenScope:
+        """For the verb."""
+        return TokenScope(
+            None if self.actions is None else frozenset(self.actions),
+            None if self.units is None else frozenset(self.units),
+        )
+
+
 class TokenForm(Form):
-    """A token's name, so that its owner knows it again; it never ends if `valid_for_s` is left out."""
+    """A token's name, so that its owner knows it again; it lasts 90 days if `valid_for_s` is left out."""
 
     name: Name = Field(examples=["máy tính phòng đài"])
-    valid_for_s: Annotated[int, Field(ge=60, le=3_660 * 86_400)] | None = None
+    valid_for_s: Annotated[int, Field(ge=60, le=people.TOKEN_LASTS_MOST // timedelta(seconds=1))] = (
+        people.TOKEN_LASTS // timedelta(seconds=1)
+    )
+    scope: ScopeForm | None = None
 
 
 class Token(Shown):
@@ -150,6 +167,7 @@ class Token(Shown):
 
     id: str
     name: str
+    scope: dict[str, list[str]] | None
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -160,6 +178,7 @@ class Token(Shown):
         return cls(
             id=row.id,
             name=row.name,
+            scope=row.scope,
             created_at=row.created_at,
             expires_at=row.expires_at,
             revoked_at=row.revoked_at,
@@ -185,8 +204,14 @@ async def create_token(
     desk: DeskDep, actor: ActorDep, user_id: IdPath, form: TokenForm, response: Response
 ) -> TokenMade:
     """Make a token for oneself, or for somebody all of whose roles one may give."""
-    valid_for = None if form.valid_for_s is None else timedelta(seconds=form.valid_for_s)
-    made = await people.create_token(desk, actor, user_id, form.name, valid_for=valid_for)
+    made = await people.create_token(
+        desk,
+        actor,
+        user_id,
+        form.name,
+        valid_for=timedelta(seconds=form.valid_for_s),
+        scope=None if form.scope is None else form.scope.scope(),
+    )
     response.headers["Cache-Control"] = "no-store"
     return TokenMade(**Token.of(made.token).model_dump(), token=made.secret)
 

@@ -50,6 +50,9 @@ _STATUS: Final[Mapping[type[BroadcastError], int]] = {
 _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "token_missing": 401,
     "token_unknown": 401,
+    "sign_in_over": 401,
+    "login_wrong": 401,
+    "too_many_tries": 429,
     "version_changed": 412,
     "version_stale": 412,
     "body_too_large": 413,
@@ -137,6 +140,8 @@ def respond(
         sent["WWW-Authenticate"] = 'Bearer realm="loa"'
     if status == 503:
         sent["Retry-After"] = "2"
+    if "retry_after_s" in error.facts:
+        sent["Retry-After"] = str(error.facts["retry_after_s"])
     return JSONResponse(
         body.model_dump(mode="json", exclude_none=True), status_code=status, media_type=MEDIA_TYPE, headers=sent
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Query, Response
 from fastapi.responses import StreamingResponse
@@ -17,14 +17,20 @@ from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.catalogue import Locale, has_sentence, sentence
-from broadcast_server.control import relays
+from broadcast_server.control import relays, sign_in
 from broadcast_server.control.access import Action
 from broadcast_server.control.relays import RelaySetting, RelayView
 from broadcast_server.domain.clock import LOCAL
+from broadcast_server.domain.errors import Refused, Unavailable
+from broadcast_server.logs import get_logger
 from broadcast_server.store.tables import FeedStatusRow, PushSessionRow, RelaySpanRow
 from broadcast_server.store.words import FeedState, ListenAt, RelayedKind
 
+log = get_logger()
 router = Router(tags=["feeds"], route_class=IdempotentRoute)
+
+STANDING_S: Final = 5.0
+"""How often it is asked whether a listener's sign-in or token still stands."""
 
 Since = Annotated[AwareDatetime | None, Query(alias="from", description="sounded at or after")]
 Until = Annotated[AwareDatetime | None, Query(description="sounded before")]
@@ -331,9 +337,18 @@ async def listen_in(
     first = await anext(sound)  # so that a refusal is an answer, not a broken stream
 
     async def whole() -> AsyncGenerator[bytes, None]:
+        looked_at = desk.clock.monotonic()
         async with contextlib.aclosing(sound):
             yield first
             async for page in sound:
+                if desk.clock.monotonic() - looked_at >= STANDING_S:
+                    looked_at = desk.clock.monotonic()
+                    try:
+                        await sign_in.require_standing(desk, actor)
+                    except Refused:  # in the middle of the sound there is no other way to say so
+                        return
+                    except Unavailable as away:
+                        log.warning("feeds.listener_not_seen", code=away.code)
                 yield page
 
     return StreamingResponse(whole(), media_type="audio/ogg", headers={"Cache-Control": "no-store"})

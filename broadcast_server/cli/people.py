@@ -9,7 +9,7 @@ import typer
 
 from broadcast_server.cli.office import run, tell
 from broadcast_server.control import people
-from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.access import OPERATOR, Action, TokenScope
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.people import NewGrant, UserView
 from broadcast_server.store.words import Role
@@ -75,17 +75,24 @@ def disable_user(login: str, as_json: Json = False) -> None:
 def create_token(
     login: Annotated[str, typer.Argument(metavar="USER")],
     name: Annotated[str, typer.Option(help="what it is for")] = "command line",
-    days: Annotated[
-        int | None, typer.Option(min=1, max=3_660, help="ends after so many days; never if left out")
-    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=366, help="ends after so many days")] = 90,
+    action: Annotated[list[Action] | None, typer.Option(help="limited to this action; may be given again")] = None,
+    unit: Annotated[list[str] | None, typer.Option(help="limited to this place; may be given again")] = None,
     as_json: Json = False,
 ) -> None:
     """Print a bearer token of this person, once."""
 
     async def errand(desk: Desk) -> dict[str, Any]:
         user = (await people.user_of_login(desk, OPERATOR, login)).user
-        valid_for = None if days is None else timedelta(days=days)
-        made = await people.create_token(desk, OPERATOR, user.id, name, valid_for=valid_for)
+        scope = TokenScope(frozenset(action) if action else None, frozenset(unit) if unit else None)
+        made = await people.create_token(
+            desk,
+            OPERATOR,
+            user.id,
+            name,
+            valid_for=timedelta(days=days),
+            scope=scope if action or unit else None,
+        )
         return {"id": made.token.id, "login": login, "token": made.secret, "expires_at": made.token.expires_at}
 
     told = run(errand)

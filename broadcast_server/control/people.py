@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from broadcast_server.control import access, hashing
-from broadcast_server.control.access import Action, Actor
+from broadcast_server.control.access import Action, Actor, TokenScope
 from broadcast_server.control.accounts import require_whole
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.fleet import new_secret
@@ -23,9 +23,11 @@ from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import accounts, audit, people, places, sessions
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import GrantRow, TokenRow, UserRow
+from broadcast_server.store.tables import GrantRow, Json, TokenRow, UserRow
 from broadcast_server.store.words import Role
 
+TOKEN_LASTS: Final = timedelta(days=90)
+TOKEN_LASTS_MOST: Final = timedelta(days=366)
 _LOGIN: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,59}")
 
 
@@ -214,20 +216,36 @@ async def list_users(desk: Desk, actor: Actor, *, after: str | None = None, limi
 
 
 async def create_token(
-    desk: Desk, actor: Actor, user_id: str, name: str, *, valid_for: timedelta | None = None
+    desk: Desk,
+    actor: Actor,
+    user_id: str,
+    name: str,
+    *,
+    valid_for: timedelta = TOKEN_LASTS,
+    scope: TokenScope | None = None,
 ) -> TokenMade:
-    """A bearer token for oneself, or for somebody all of whose roles the actor may give."""
+    """A bearer token for oneself, or for somebody all of whose roles the actor may give; within `scope` if given.
+
+    One that a token makes ends no later than that token. Raises `Invalid("lifetime_out_of_range" | "scope_empty")`,
+    `NotFound("unknown_unit")`, and as `disable_user`.
+    """
     now = desk.clock.now()
     token_id = desk.chance.new_id()
     secret = new_secret(desk.chance, "loa_")
     kept = clean_text(name, "name")
-    if valid_for is not None and not timedelta(0) < valid_for <= timedelta(days=3_660):
-        raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=3_660 * 86_400)
+    if not timedelta(0) < valid_for <= TOKEN_LASTS_MOST:
+        raise Invalid("lifetime_out_of_range", field="valid_for_s", most_s=TOKEN_LASTS_MOST // timedelta(seconds=1))
+    if scope is not None and (scope.actions == frozenset() or scope.units == frozenset()):
+        raise Invalid("scope_empty", field="scope", fix="name_actions_or_units")
 
     def work(session: Session) -> TokenMade:
-        user = _user(session, user_id)
-        if user.id != actor.user_id:
-            _may_manage(session, actor, user, now)
+        user = require_own_or_managed(session, actor, user_id, now)
+        for unit_id in sorted(() if scope is None or scope.units is None else scope.units):
+            places.unit(session, unit_id)
+        parent = None if actor.token_id is None else session.get(TokenRow, actor.token_id)
+        expires_at = now + valid_for
+        if parent is not None and parent.expires_at is not None:
+            expires_at = min(expires_at, parent.expires_at)
         if user.disabled_at is not None:
             raise Conflict("user_disabled", login=user.login)
         row = TokenRow(
@@ -235,11 +253,13 @@ async def create_token(
             user_id=user.id,
             secret_hash=secret_hash(secret),
             name=kept,
+            scope=_kept(scope),
             created_at=now,
-            expires_at=None if valid_for is None else now + valid_for,
+            expires_at=expires_at,
         )
         session.add(row)
-        _audit(session, actor, "token.create", None, user.id, now, {"token_id": token_id, "name": kept})
+        detail = {"token_id": token_id, "name": kept, "scope": row.scope, "expires_at": expires_at.isoformat()}
+        _audit(session, actor, "token.create", None, user.id, now, detail)
         return TokenMade(row, secret)
 
     return await desk.store.begin(work)
@@ -253,8 +273,7 @@ async def revoke_token(desk: Desk, actor: Actor, user_id: str, token_id: str) ->
         row = session.get(TokenRow, token_id)
         if row is None or row.user_id != user_id:
             raise NotFound("unknown_token", token_id=token_id)
-        if row.user_id != actor.user_id:
-            _may_manage(session, actor, _user(session, user_id), now)
+        require_own_or_managed(session, actor, user_id, now)
         if row.revoked_at is None:
             row.revoked_at = now
             _audit(session, actor, "token.revoke", None, user_id, now, {"token_id": token_id})
@@ -268,12 +287,21 @@ async def list_tokens(desk: Desk, actor: Actor, user_id: str) -> list[TokenRow]:
     now = desk.clock.now()
 
     def work(session: Session) -> list[TokenRow]:
-        user = _user(session, user_id)
-        if user.id != actor.user_id:
-            _may_manage(session, actor, user, now)
+        require_own_or_managed(session, actor, user_id, now)
         return people.tokens_of(session, user_id)
 
     return await desk.store.read(work)
+
+
+def _kept(scope: TokenScope | None) -> Json | None:
+    if scope is None:
+        return None
+    told: Json = {}
+    if scope.actions is not None:
+        told["actions"] = sorted(scope.actions)
+    if scope.units is not None:
+        told["units"] = sorted(scope.units)
+    return told
 
 
 # -- what is allowed --------------------------------------------------------------------------------------------------
@@ -322,6 +350,15 @@ def _may_manage(session: Session, actor: Actor, user: UserRow, now: datetime) ->
     for one in held:
         access.authorize(session, actor, Action.PEOPLE_EDIT, one.unit_id, at=now)
         _may_give(session, actor, one.role, one.unit_id, now)
+
+
+def require_own_or_managed(session: Session, actor: Actor, user_id: str, now: datetime) -> UserRow:
+    """The user, if it is the actor or somebody all of whose roles the actor may give. Raises as `disable_user`."""
+    require_whole(actor)
+    row = _user(session, user_id)
+    if row.id != actor.user_id:
+        _may_manage(session, actor, row, now)
+    return row
 
 
 def _user_to_reset(session: Session, actor: Actor, user_id: str, now: datetime) -> UserRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, delete, select, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.people import secret_hash
@@ -82,3 +82,8 @@ def end_all(session: Session, user_id: str, now: datetime, *, but: str | None = 
         row.ended_at = now
     session.flush()
     return sum(1 for row in ended if row.ends_at > now and row.seen_at > now - IDLE)
+
+
+def forget(session: Session, user_id: str, now: datetime) -> None:
+    """Rows of the person that are of no use any more, not even to know a browser by."""
+    session.execute(delete(SignInRow).where(SignInRow.user_id == user_id, SignInRow.created_at <= now - DEVICE_KNOWN))

@@ -117,6 +117,7 @@ def test_only_what_machines_look_at_is_public():
         "/assets/{sha256}",
         "/nodes/enrol",
         "/nodes/me/certificate",
+        "/session",
     }
 
 

@@ -32,7 +32,7 @@ def test_every_operation_has_a_name_of_its_own_and_may_answer_with_a_problem():
 
 
 def test_every_post_honours_the_request_key_except_where_it_asks_no_one_s_name():
-    """Enrolment has a token of its own; a repeated enrolment is settled by the device's key."""
+    """Enrolment has a token of its own, settled by the device's key; a log-in belongs to nobody yet."""
     without = {
         path
         for path, operations in described().items()
@@ -40,7 +40,7 @@ def test_every_post_honours_the_request_key_except_where_it_asks_no_one_s_name()
         and not any(each["name"] == "Idempotency-Key" for each in operations["post"].get("parameters", []))
     }
 
-    assert without <= {"/api/v1/nodes/enrol"}
+    assert without <= {"/api/v1/nodes/enrol", "/api/v1/nodes/me/certificate", "/api/v1/session"}
 
 
 def test_what_grows_is_listed_by_pages():

@@ -106,7 +106,7 @@ async def test_ready_only_when_every_part_is():
 async def test_alive_but_not_ready_without_the_database(tmp_path: Path):
     async with a_store(f"sqlite:///{tmp_path}/no/folder/loa.db", create=False) as store:
         desk = a_desk_of(store)
-        async with a_client(desk) as client:
+        async with a_client(desk, app=create_api(desk)) as client:
             ready, alive = await client.get("/readyz"), await client.get("/healthz")
             refused = await client.get("/api/v1/system", headers={"Authorization": "Bearer x"})
 

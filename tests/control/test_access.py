@@ -5,12 +5,13 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from broadcast_server.control import access, people, places
-from broadcast_server.control.access import MAY, OPERATOR, Action, Actor
+from broadcast_server.control.access import MAY, OPERATOR, Action, Actor, TokenScope
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.people import NewGrant
 from broadcast_server.control.places import MoveUnit, NewUnit
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import audit
+from broadcast_server.store.places import local_date, subtree_of
 from broadcast_server.store.words import Role
 from tests.support.clock import FakeClock
 from tests.support.desk import a_bare_desk
@@ -144,6 +145,34 @@ async def test_a_token_is_its_owner_until_it_ends_is_revoked_or_its_owner_locked
             await actor_of(desk, last)
         with pytest.raises(Refused, match="token_unknown"):
             await actor_of(desk, "made up")
+
+
+async def test_a_limited_token_reaches_only_what_both_it_and_its_owner_may():
+    async with a_bare_desk() as desk:
+        await a_country(desk)
+        editor = await somebody(desk, Role.PROVINCE_EDITOR, PROVINCE)
+        cases: list[tuple[TokenScope, set[str]]] = [
+            (TokenScope(), {PROVINCE, YEN_THANH, HAMLET, QUYNH_LUU}),
+            (TokenScope(units=frozenset({YEN_THANH})), {YEN_THANH, HAMLET}),
+            (TokenScope(units=frozenset({HAMLET, QUYNH_LUU})), {HAMLET, QUYNH_LUU}),
+            (TokenScope(units=frozenset({COUNTRY})), {PROVINCE, YEN_THANH, HAMLET, QUYNH_LUU}),
+            (TokenScope(actions=frozenset({Action.READ})), set()),
+            (TokenScope(actions=frozenset({Action.PEOPLE_EDIT})), set()),
+        ]
+        for limit, reached in cases:
+            made = await people.create_token(desk, editor, editor.user_id, "part", scope=limit)
+            actor = await actor_of(desk, made.secret)
+            assert actor.token_scope == limit
+            everywhere = (COUNTRY, PROVINCE, YEN_THANH, HAMLET, QUYNH_LUU)
+            assert {one for one in everywhere if await may(desk, actor, Action.SEND, one)} == reached
+            roots = await desk.store.read(
+                lambda session, actor=actor: access.scope(session, actor, Action.SEND, at=desk.clock.now())
+            )
+            below = await desk.store.read(
+                lambda session, roots=roots: subtree_of(session, roots, local_date(desk.clock.now()))
+            )
+            assert below & set(everywhere) == reached
+            assert await may(desk, actor, Action.PEOPLE_EDIT, YEN_THANH) is False, "never wider than the owner"
 
 
 async def test_secrets_are_stored_as_hashes_and_never_audited():

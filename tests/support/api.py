@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import cast
 
 import httpx
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from broadcast_server.api.front import Front
 from broadcast_server.api.gate import Door, Entry
 from broadcast_server.api.router import create_api
 from broadcast_server.control import access
@@ -20,16 +25,35 @@ from broadcast_server.store.tables import TokenRow, UserRow
 ORIGIN = "http://127.0.0.1"
 
 
+def api_of(desk: Desk) -> FastAPI:
+    """`create_api(desk)` with the routes of one application made once: making them takes most of a second.
+
+    What machines ask (`/readyz`) has no desk here.
+    """
+    app = copy.copy(_made())
+    front = app.user_middleware[-1]
+    state = {**front.kwargs["state"], "desk": desk}
+    app.user_middleware = [*app.user_middleware[:-1], Middleware(Front, **{**front.kwargs, "state": state})]
+    return app
+
+
+@functools.cache
+def _made() -> FastAPI:
+    app = create_api(cast("Desk", None))
+    assert [one.cls for one in app.user_middleware] == [Front]
+    return app
+
+
 @asynccontextmanager
 async def a_client(
     desk: Desk, *, token: str | None = None, app: FastAPI | None = None, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of `create_api(desk)` (or of `app`), with a bearer token if one is given.
+    """A client of `api_of(desk)` (or of `app`), with a bearer token if one is given.
 
     Every route that says yes is watched: it must have asked for what it declares (`api.gate`).
     """
     unasked: list[str] = []
-    transport = httpx.ASGITransport(app=watched(app or create_api(desk), unasked), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=watched(app or api_of(desk), unasked), raise_app_exceptions=False)
     sent = dict(headers or {})
     if token is not None:
         sent["Authorization"] = f"Bearer {token}"
