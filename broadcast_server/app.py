@@ -84,6 +84,7 @@ from broadcast_server.signer.certificates import (
     client_context,
 )
 from broadcast_server.signer.keys import FileSigner
+from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.store import audit, facts, places
 from broadcast_server.store.backup import back_up
 from broadcast_server.store.journal import NAME as JOURNAL_NAME
@@ -249,6 +250,7 @@ async def export_bundle(desk: Desk, settings: Settings, unit_id: str, target: Pa
     parts = bundles.Parts(
         store=desk.store,
         signer=GuardedSigner(signer, watch),
+        answers=_time_key(settings, desk.chance),
         planner=Planner(plan_days=days),
         clock=desk.clock,
         executor=desk.executor,
@@ -264,14 +266,13 @@ async def take_reports(desk: Desk, settings: Settings, file: Path) -> bundles.Re
     """Take in reports that were carried here, by the inbox and the judge that the network's go through."""
     bus = LoopbackBus(LoopbackHub(), clock=desk.clock)
     await bus.start()
-    signer = FileSigner(settings.data_dir / "keys", chance=desk.chance, path_of=_Paths(desk.clock).of)
     judge = Judge(
         store=desk.store, clock=desk.clock, chance=desk.chance, grace=timedelta(seconds=settings.playout.grace_s)
     )
     inbox = Inbox(
         bus=bus,
         store=desk.store,
-        signer=signer,
+        answers=_time_key(settings, desk.chance),
         clock=desk.clock,
         chance=desk.chance,
         epoch=lambda: 0,
@@ -359,6 +360,10 @@ async def _audio_room(settings: Settings) -> AudioRoom:
         speaker=EspeakSpeaker(),
         quarantine=quarantine,
     )
+
+
+def _time_key(settings: Settings, chance: Chance) -> TimeKey:
+    return TimeKey(time_folder(settings.data_dir / "keys"), chance=chance)
 
 
 class _Paths:
@@ -470,11 +475,12 @@ async def _engine_room(
     inbox = Inbox(
         bus=bus,
         store=store,
-        signer=signer,
+        answers=_time_key(settings, chance),
         clock=clock,
         chance=chance,
         epoch=lambda: conductor.epoch,
         on_heard=heard,
+        floors=conductor.floors,
         watch=watch,
         anchoring=anchoring,
     )

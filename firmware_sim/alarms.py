@@ -94,6 +94,15 @@ class Alarms:
             if floor_ns is None or floor_ns < alerts.issued_ms * MS:
                 self._floor = (untimed_device_ns, alerts.issued_ms)
 
+    def drop(self, is_revoked: Callable[[bytes], bool], path: tuple[str, ...]) -> list[str]:
+        """Forget the sets that a revoked key signed; the units they were for."""
+        units = [unit for unit, alerts in self._sets.items() if alerts.key_id and is_revoked(alerts.key_id)]
+        for unit in units:
+            del self._sets[unit]
+        if units:
+            self.merge(path)
+        return units
+
     def merge(self, path: tuple[str, ...]) -> None:
         """The sets of the units on the node's path, each alert once."""
         sets = [alerts.body for unit, alerts in self._sets.items() if unit in path]

@@ -1,7 +1,10 @@
 """A node without any network takes in what was carried to it, and gives out what it has to tell.
 
 The same `Gate` as over the network judges every message, with the same watermarks, and remembers before anything is
-acted upon; a sound is taken for its hash alone. A carried file cannot set the clock: it only says, by what is signed
+acted upon; a sound is taken for its hash alone. A node without memory takes the file that is carried to it for its
+floors: nobody can ask the server for it there, and whoever stands at the pole with a stick could do worse.
+
+A carried file cannot set the clock: it only says, by what is signed
 in it, that the time is not earlier. If the node's own clock chip agrees (not before that, at most 60 days after), it
 is used as a holdover with its uncertainty stated; otherwise instants are not judged here, and the node stays silent
 until it learns the time.
@@ -61,7 +64,9 @@ def take_in(identity: Identity, disk: Disk, carried: Carried, *, device_ns: int)
     now_ms = _believed_ms(identity, memory, messages, device_ns)
     reading.take(messages, now_ms)
     memory.watermarks = reading.gate.snapshot()
-    memory.messages |= reading.kept
+    memory.statements, memory.path = list(reading.gate.statements()), reading.gate.path
+    memory.messages |= {topic: raw for topic, raw in reading.kept.items() if not topic.endswith(f"/{UnitKeys.leaf}")}
+    memory.is_synced = memory.is_synced or bool(reading.kept)
     slots.save(memory.dump())
     taken = reading.taken
     taken.is_clock_known = now_ms is not None
@@ -83,6 +88,7 @@ class _Reading:
             bodies=PlanBodies(),
         )
         self.taken = TakenIn(identity.node_id)
+        self.gate.recall(memory.statements, memory.path or identity.path)
         self.kept: dict[str, bytes] = {}
         self.wanted: dict[str, int | None] = {}
         """Sounds that what was accepted needs, with their sizes where they are told."""
@@ -101,7 +107,11 @@ class _Reading:
 
     def _keys(self, messages: Mapping[str, bytes], units: Sequence[str], now_ms: int | None) -> None:
         for unit in units:
-            self._one(messages, str(UnitKeys(unit)), lambda raw, unit=unit: self.gate.keys(unit, raw, now_ms))  # type: ignore[misc]
+            self._one(messages, str(UnitKeys(unit)), partial(self._learn, unit, now_ms))
+
+    def _learn(self, unit: str, now_ms: int | None, raw: bytes) -> bool:
+        before = self.gate.refusals.total()
+        return self.gate.keys(unit, raw, now_ms) or self.gate.refusals.total() == before
 
     def _config(self, raw: bytes, now_ms: int | None) -> bool:
         config = self.gate.config(raw, now_ms)

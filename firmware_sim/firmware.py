@@ -48,6 +48,7 @@ from firmware_sim.player import (
     stretches,
 )
 from firmware_sim.reports import DeviceKey, DeviceLog, Key
+from firmware_sim.resync import ASK_AGAIN_S, Resync
 from firmware_sim.stock import Stock
 from firmware_sim.store import Identity, Memory, Slots
 from firmware_sim.trust import Gate, PlanInForce
@@ -176,6 +177,7 @@ class Firmware:
         self._journal = asyncio.Event()
         self._probe_now = asyncio.Event()
         self._questions: OrderedDict[str, int] = OrderedDict()
+        self._resync = Resync()
         self._status_due = True
         self._status_sent_s = -1e9
         self._cursor_ns = 0
@@ -269,7 +271,11 @@ class Firmware:
             path=self.identity.path,
             watermarks=self._memory.watermarks,
             bodies=self._kit.bodies,
+            is_resyncing=not self._memory.is_synced,
         )
+        if self._memory.clock is not None:
+            self.gate.past_is((self._memory.clock.device_ns + self._memory.clock.offset_ns) // MS)
+        self.gate.recall(self._memory.statements, self._memory.path or self.identity.path)
         self._woke_ns = self._box.clock.crystal_ns()
         self._apart_ns = self._box.clock.now_ns() - self._woke_ns
         if self._memory.clock is not None and self.clock.recall(self._memory.clock, self._box.clock.now_ns()):
@@ -351,6 +357,12 @@ class Firmware:
         if isinstance(answer, wire.ReportAckBody):
             self.log.acknowledge(answer.boot_id, answer.sequences)
             self._journal.set()
+        elif isinstance(answer, wire.FloorsBody):
+            if not (self.gate.is_resyncing and self._resync.is_answered_by(answer.nonce)):
+                self.gate.count("unasked_floors")
+                return
+            self.gate.floors(answer)
+            self._inbox.set()
         elif isinstance(answer, wire.TimeAnswerBody):
             asked_ns = self._questions.pop(answer.nonce, None)
             if asked_ns is None or asked_ns != answer.asked_ns:
@@ -374,16 +386,21 @@ class Firmware:
                 self._tick_without_output()  # what was decided until now was decided by the plan until now
             batch = dict(self._pending)
             self._pending.clear()
-            if now_ms is None:
+            if now_ms is None or self.gate.is_resyncing:
                 # All but keys wait for trusted time, which the same link brings within a second; alerts not for long.
-                at_once = (
-                    (f"/{UnitKeys.leaf}", f"/{UnitAlert.leaf}") if self._are_alerts_due(batch) else f"/{UnitKeys.leaf}"
-                )
+                # A node that lost its memory waits for the floors with all of it.
+                is_alert_due = not self.gate.is_resyncing and self._are_alerts_due(batch)
+                at_once = (f"/{UnitKeys.leaf}", f"/{UnitAlert.leaf}") if is_alert_due else f"/{UnitKeys.leaf}"
                 later = {topic: raw for topic, raw in batch.items() if not topic.endswith(at_once)}
                 for topic, raw in later.items():
                     del batch[topic]
                     self._pending.setdefault(topic, raw)
-                self._judge(batch, None)
+                was_resyncing = self.gate.is_resyncing
+                is_news = self._judge(batch, now_ms)
+                if was_resyncing and not self.gate.is_resyncing:
+                    self._inbox.set()  # the keys that came were what it waited for
+                if self.gate.is_resyncing and not is_news:
+                    continue  # nothing was learned: nothing need be written
                 self._enter_alerts()
                 self._rerender()
             else:
@@ -394,11 +411,11 @@ class Firmware:
                 if is_asked and self._is_timed and not is_news and not any(orders):
                     continue  # nothing of it is obeyed: whoever sends rubbish wears out no flash
                 self._is_timed = True
+                due = [order for order in orders if order is not None and self._is_first(order)]
                 await self._save()
                 self._follow()
-                for order in orders:
-                    if order is not None:
-                        self._obey(order, now_ms)
+                for order in due:
+                    self._obey(order, now_ms)
                 continue
             await self._save()
 
@@ -421,6 +438,7 @@ class Firmware:
                 batch.setdefault(topic, raw)
             self._held.clear()
             self._probe_now.set()
+            self._drop_revoked(now_ms)
         is_news |= self._judged(batch, str(NodeConfig(self.node_id)), now_ms, self._take_config)
         is_news |= self._learn_keys(batch, tuple(unit for unit in self.gate.path if unit not in path), now_ms)
         for unit in self.gate.path:
@@ -433,8 +451,19 @@ class Firmware:
             topic = str(UnitKeys(unit))
             if topic in batch and self.gate.keys(unit, batch[topic], now_ms):
                 learned = True
-                self._memory.messages[topic] = batch[topic]
+                if self._box.witness is not None:
+                    self._box.witness.obeyed(topic, batch[topic])
         return learned
+
+    def _drop_revoked(self, now_ms: int | None) -> None:
+        """What a revoked key once said is in force no more, though it was believed when it came."""
+        if self.plan is not None and self.gate.is_revoked(self.plan.key_id, now_ms):
+            self.gate.count("plan_of_revoked_key")
+            self.plan = self.situation.plan = None
+            self._memory.messages.pop(str(NodePlan(self.node_id)), None)
+        for unit in self.alarms.drop(lambda key_id: self.gate.is_revoked(key_id, now_ms), self.gate.path):
+            self.gate.count("alerts_of_revoked_key")
+            self._memory.messages.pop(str(UnitAlert(unit)), None)
 
     def _judged(
         self, batch: dict[str, bytes], topic: str, now_ms: int | None, take: Callable[[bytes, int | None], bool]
@@ -523,6 +552,8 @@ class Firmware:
             self._is_memory_due = False
             memory, heard = self._memory, self.situation.heard
             memory.watermarks = self.gate.snapshot()
+            memory.statements, memory.path = list(self.gate.statements()), self.gate.path
+            memory.is_synced = not self.gate.is_resyncing
             memory.log_head = self.log.head
             if self._is_remembered:
                 memory.alerts = self.alarms.book.dump()
@@ -549,10 +580,14 @@ class Firmware:
         self._rerender()
         self._note_decision()
 
-    def _obey(self, order: wire.OrderBody, now_ms: int) -> None:
+    def _is_first(self, order: wire.OrderBody) -> bool:
+        """Whether it is not done yet; it is noted before it is done, for it is to happen once at most."""
         if order.order_id in self._memory.done_orders:
-            return
+            return False
         self._memory.done_orders.append(order.order_id)
+        return True
+
+    def _obey(self, order: wire.OrderBody, now_ms: int) -> None:
         reason = None
         match order.verb:
             case wire.OrderVerb.REBOOT:
@@ -643,7 +678,10 @@ class Firmware:
             self._questions[nonce] = sent_ns
             while len(self._questions) > 16:
                 self._questions.popitem(last=False)
-            question = wire.TimeQuestionBody(nonce=nonce, sent_ns=sent_ns)
+            is_resyncing = self.gate.is_resyncing
+            if is_resyncing:
+                self._resync.asked(nonce)
+            question = wire.TimeQuestionBody(nonce=nonce, sent_ns=sent_ns, resync=is_resyncing or None)
             self.link.publish(str(NodeTime(self.node_id)), question.encode(), qos=NodeTime.qos)
             asked += 1
             # A burst first: the clock must be right before the first programme, not within the hour.
@@ -653,6 +691,8 @@ class Firmware:
             elif self.clock.is_doubtful() and asked < HURRIED:
                 wait_s = min(wait_s, hurry_s * self._chance.uniform(0.7, 1.3))
                 hurry_s *= HURRY_SLOWS
+            if self.gate.is_resyncing:
+                wait_s = min(wait_s, ASK_AGAIN_S * self._chance.uniform(0.7, 1.3))
             await self._kit.true.sleep(wait_s)
 
     # -- stock --------------------------------------------------------------------------------------------------------
@@ -1161,6 +1201,9 @@ class Firmware:
             ),
             due=self._due_news(),
             refusals=dict(self.gate.refusals),
+            rl_ver=self.gate.rl_version or None,
+            keys_until_ms=self.gate.keys_until_ms(),
+            is_resyncing=self.gate.is_resyncing or None,
             firmware=FIRMWARE,
             free_bytes=0 if disk.is_full else max(0, disk.capacity_bytes - self.assets.held_bytes()),
             anchor=self.anchors.next(),
@@ -1192,6 +1235,7 @@ class Firmware:
                 is_storage_full=self._box.disk.is_full,
                 is_quota_full=self.assets.is_quota_full,
                 slots_lost=self._slots.lost,
+                is_resyncing=self.gate.is_resyncing,
                 log_damaged=self.log.damaged,
                 log_dropped=self.log.dropped,
                 is_horn_silent=account is not None and bool(account.mute_samples),

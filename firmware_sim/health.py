@@ -62,6 +62,7 @@ class Fault(StrEnum):
     QUOTA_FULL = "quota_full"
     MEMORY_SLOT_LOST = "memory_slot_lost"
     MEMORY_LOST = "memory_lost"
+    RESYNCING = "resyncing"
     LOG_DAMAGED = "log_damaged"
     LOG_OVERFLOWED = "log_overflowed"
     NO_SOUND_FROM_HORN = "no_sound_from_horn"
@@ -93,6 +94,8 @@ class Signs:
     is_storage_full: bool = False
     is_quota_full: bool = False
     slots_lost: int = 0
+    is_resyncing: bool = False
+    """Whether it obeys nothing, because it does not know what it obeyed once and was not told the floors yet."""
     log_damaged: int = 0
     log_dropped: int = 0
     is_horn_silent: bool = False
@@ -119,6 +122,7 @@ CATALOGUE: Final[Mapping[Fault, Callable[[Signs], bool]]] = MappingProxyType(
         Fault.QUOTA_FULL: lambda signs: signs.is_quota_full,
         Fault.MEMORY_SLOT_LOST: lambda signs: signs.slots_lost == 1,
         Fault.MEMORY_LOST: lambda signs: signs.slots_lost > 1,
+        Fault.RESYNCING: lambda signs: signs.is_resyncing,
         Fault.LOG_DAMAGED: lambda signs: signs.log_damaged > 0,
         Fault.LOG_OVERFLOWED: lambda signs: signs.log_dropped > 0,
         Fault.NO_SOUND_FROM_HORN: lambda signs: signs.is_horn_silent,

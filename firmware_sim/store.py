@@ -221,9 +221,15 @@ class Memory:
     """What a node must not forget: order of what it obeyed, the signed messages in force, its time."""
 
     def __init__(self) -> None:
+        self.is_synced = False
+        """Whether it knows what it obeyed: an empty memory does not, until the server told it the floors."""
         self.watermarks: dict[str, tuple[int, int, str]] = {}
+        self.path: tuple[str, ...] = ()
+        """Its places as it knew them last, nearest first."""
+        self.statements: list[bytes] = []
+        """What is held about keys: delegations and lists of revocations. Verified again when read."""
         self.messages: dict[str, bytes] = {}
-        """The last accepted payload per topic: keys, config, plan, alerts. Verified again when read."""
+        """The last accepted payload per topic: config, plan, alerts. Verified again when read."""
         self.clock: Remembered | None = None
         self.alerts: list[list[Any]] = []
         """The book of alerts (`AlarmBook.dump`)."""
@@ -244,7 +250,10 @@ class Memory:
         clock = self.clock
         return json.dumps(
             {
+                "is_synced": self.is_synced,
                 "watermarks": self.watermarks,
+                "path": self.path,
+                "statements": [base64.b64encode(raw).decode() for raw in self.statements],
                 "messages": {topic: base64.b64encode(raw).decode() for topic, raw in self.messages.items()},
                 "clock": None
                 if clock is None
@@ -261,7 +270,7 @@ class Memory:
 
     @classmethod
     def load(cls, raw: bytes | None) -> Memory:
-        """From the store; what cannot be read is an empty memory (the retained state fills it again)."""
+        """From the store; what cannot be read is an empty memory, which must be resynchronised first."""
         memory = cls()
         if raw is None:
             return memory
@@ -278,6 +287,9 @@ class Memory:
             memory.heard = told.get("heard")
             memory.begun = list(told.get("begun", ()))
             memory.anchors = [(int(one[0]), str(one[1]), int(one[2])) for one in told.get("anchors", ())]
+            memory.statements = [base64.b64decode(text) for text in told.get("statements", ())]
+            memory.path = tuple(str(unit) for unit in told.get("path", ()))
+            memory.is_synced = bool(told.get("is_synced", True))  # what was written before this field had its marks
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
         return memory

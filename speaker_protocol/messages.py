@@ -1,12 +1,13 @@
 """Every body on the wire, and how the three composed payloads (plan, keys, report) are put together.
 
-Bodies are compact JSON: unknown fields are ignored, unknown kinds are answered with a counted refusal. Instants are
-integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be believed travels
-inside a `signing` envelope; a node's status and time question are trusted no further than the broker's access list.
+Bodies are compact JSON. Unknown fields are ignored, unless the body's `crit` names them: then who does not know them
+refuses. A name that stands twice, or bytes after the end, make it no body; unknown kinds are answered with a counted
+refusal. Instants are integer UTC milliseconds (`_ms`); only the clock exchange counts nanoseconds (`_ns`). What must be
+believed travels inside a `signing` envelope; a node's status and time question are trusted no further than the broker's
+access list.
 
 A signature says who speaks, not that he is sane: every number has a range in which the reader can calculate, every
-id that becomes a topic has a topic's letters, and a body with one key twice is no body, because two readers would read
-two bodies.
+id that becomes a topic has a topic's letters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from speaker_protocol.rounds import AlertNature as AlertNature  # noqa: PLC0414  (part of the bodies' vocabulary)
 from speaker_protocol.rules import BulletinClass, SourceKind
-from speaker_protocol.signing import EnvelopeRefused, Kind, KnownKey, Refusal
+from speaker_protocol.signing import EVERYWHERE, EnvelopeRefused, Kind, KnownKey, Refusal
 
 MAX_PLAN_BODY_BYTES: Final = 4 * 1024 * 1024
 """What an unpacked plan body may hold; a larger one is refused before it is unpacked."""
@@ -61,10 +62,16 @@ class Body(BaseModel):
 B = TypeVar("B", bound=Body)
 
 
+CRITICAL: Final = "crit"
+"""In any body: names of its fields that must be understood by whoever obeys it."""
+
+
 def decode(model: type[B], raw: bytes) -> B:
-    """The body of an envelope, or `EnvelopeRefused(BODY)`; one key twice is refused too."""
-    _only_once(raw)
-    return decode_unsigned(model, raw)
+    """The body of an envelope, or `EnvelopeRefused` (BODY, CRITICAL_FIELD); one key twice is refused too."""
+    told = _only_once(raw)
+    body = decode_unsigned(model, raw)
+    _require_understood(told, model)
+    return body
 
 
 def decode_unsigned(model: type[B], raw: bytes) -> B:
@@ -75,19 +82,28 @@ def decode_unsigned(model: type[B], raw: bytes) -> B:
         raise EnvelopeRefused(Refusal.BODY) from None
 
 
-def _only_once(raw: bytes) -> None:
-    """Raises `EnvelopeRefused(BODY)` where JSON says a key twice, or is larger than anything that is meant."""
+def _only_once(raw: bytes) -> Any:
+    """What JSON says. Raises `EnvelopeRefused(BODY)` where it says a key twice, or is larger than what is meant."""
     if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
         raise EnvelopeRefused(Refusal.BODY)
     try:
-        json.loads(raw, object_pairs_hook=_object)
+        return json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of thousands of digits, a hole without end
         raise EnvelopeRefused(Refusal.BODY) from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) != len(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) != len(pairs):
         raise ValueError
+    return told
+
+
+def _require_understood(told: dict[str, Any], model: type[BaseModel]) -> None:
+    """Raises `EnvelopeRefused(CRITICAL_FIELD)` where a body names a field that must be understood and is not."""
+    critical = told.get(CRITICAL, ())
+    if not isinstance(critical, list | tuple) or any(name not in model.model_fields for name in critical):
+        raise EnvelopeRefused(Refusal.CRITICAL_FIELD)
 
 
 # -- plan ---------------------------------------------------------------------------------------------------------
@@ -291,27 +307,37 @@ class AlertSetBody(Body):
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 
+MAX_REVOKED: Final = 500
+KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
 class DelegationBody(Body):
-    """The root says: this key may speak for this unit and what lies below it."""
+    """The root, or an authority it delegated to, says: this key may speak for this unit and what lies below it.
+
+    The envelope's target is the unit. A key that may sign KEYS is an authority: it signs nothing else, only the root
+    makes it, and what it delegates lies within its own unit, class and validity.
+    """
 
     kind: Literal["delegation"] = "delegation"
     public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     unit: Id
+    """`*`: every unit."""
     may: tuple[str, ...]
     """Names of `signing.Kind` this key may sign."""
     max_class: BulletinClass
     valid_from_ms: Ms
     valid_until_ms: Ms
 
-    def key(self) -> KnownKey:
-        """What a `KeyRing` learns from it. Kinds this version does not know are left out."""
+    def key(self, issuer: bytes | None = None) -> KnownKey:
+        """What a `KeyRing` learns from it, kinds this version does not know left out. `issuer`: None is the root."""
         return KnownKey(
             public=bytes.fromhex(self.public_key),
-            unit=self.unit,
+            unit=None if self.unit == EVERYWHERE else self.unit,
             kinds=frozenset(Kind[name] for name in self.may if name in Kind.__members__),
             max_class=self.max_class.value,
             valid_from_ms=self.valid_from_ms,
             valid_until_ms=self.valid_until_ms,
+            issuer=issuer,
         )
 
 
@@ -319,22 +345,42 @@ class RevocationBody(Body):
     """The root says: from this instant on obey this key no more."""
 
     kind: Literal["revocation"] = "revocation"
-    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    key_id: KeyId
     at_ms: Ms
 
 
-KeyStatement = Annotated[DelegationBody | RevocationBody, Field(discriminator="kind")]
-_KEY_STATEMENT: Final[TypeAdapter[DelegationBody | RevocationBody]] = TypeAdapter(KeyStatement)
+class RevokedKey(Body):
+    """One line of a list of revocations."""
+
+    key_id: KeyId
+    at_ms: Ms
+
+
+class RevocationListBody(Body):
+    """All that its signer revoked; a higher version takes the place of a lower one, never the other way.
+
+    The root may name any key but itself; an authority is heard about keys it delegated. What was once revoked stays so.
+    """
+
+    kind: Literal["revocations"] = "revocations"
+    rl_ver: Annotated[int, Field(ge=1, lt=1 << 53)]
+    revoked: Annotated[tuple[RevokedKey, ...], Field(max_length=MAX_REVOKED)] = ()
+
+
+KeyStatement = Annotated[DelegationBody | RevocationBody | RevocationListBody, Field(discriminator="kind")]
+_KEY_STATEMENT: Final[TypeAdapter[DelegationBody | RevocationBody | RevocationListBody]] = TypeAdapter(KeyStatement)
 _SHORT: Final = struct.Struct(">H")
 
 
-def decode_key_statement(raw: bytes) -> DelegationBody | RevocationBody:
-    """Body of one KEYS envelope. Raises `EnvelopeRefused(BODY)`."""
-    _only_once(raw)
+def decode_key_statement(raw: bytes) -> DelegationBody | RevocationBody | RevocationListBody:
+    """Body of one KEYS envelope. Raises `EnvelopeRefused` (BODY, CRITICAL_FIELD)."""
+    told = _only_once(raw)
     try:
-        return _KEY_STATEMENT.validate_json(raw)
+        body = _KEY_STATEMENT.validate_json(raw)
     except ValidationError:
         raise EnvelopeRefused(Refusal.BODY) from None
+    _require_understood(told, type(body))
+    return body
 
 
 def join_keys(envelopes: tuple[bytes, ...]) -> bytes:
@@ -468,6 +514,12 @@ class StatusBody(Body):
     missing: Annotated[tuple[Sha256, ...], Field(max_length=200)] = ()
     refusals: Annotated[dict[str, int], Field(max_length=100)] = {}
     """How often it did not obey, by reason."""
+    rl_ver: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None
+    """The highest version of any list of revocations it holds."""
+    keys_until_ms: Ms | None = None
+    """Until when it holds a key that may sign its plan; None: it holds none."""
+    is_resyncing: bool | None = None
+    """True: it has lost its memory and obeys nothing until the server told it the floors."""
     firmware: str = ""
     free_bytes: Annotated[int, Field(ge=0)] = 0
     anchor: Anchor | None = None
@@ -522,16 +574,18 @@ class ReportAckBody(Body):
 class TimeQuestionBody(Body):
     """What time is it?"""
 
-    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    nonce: KeyId
     sent_ns: AnyNs
     """The node's own clock; comes back untouched."""
+    resync: bool | None = None
+    """True: the node has lost its memory and asks for the floors too."""
 
 
 class TimeAnswerBody(Body):
     """The server's receive and send instants, UTC nanoseconds."""
 
     kind: Literal["time"] = "time"
-    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    nonce: KeyId
     asked_ns: AnyNs
     received_ns: UtcNs
     sent_ns: UtcNs
@@ -539,17 +593,36 @@ class TimeAnswerBody(Body):
     """To be kept and said again in statuses."""
 
 
-AckBody = Annotated[ReportAckBody | TimeAnswerBody, Field(discriminator="kind")]
-_ACK: Final[TypeAdapter[ReportAckBody | TimeAnswerBody]] = TypeAdapter(AckBody)
+class Floor(Body):
+    """Nothing older than this is to be obeyed on this topic; exactly this may be what is retained there."""
+
+    topic: Annotated[str, Field(min_length=1, max_length=160)]
+    epoch: Annotated[int, Field(ge=0, lt=1 << 32)]
+    sequence: Ms
 
 
-def decode_ack(raw: bytes) -> ReportAckBody | TimeAnswerBody:
-    """Body of an ACK envelope. Raises `EnvelopeRefused(BODY)`."""
-    _only_once(raw)
+class FloorsBody(Body):
+    """For a node that lost its memory: below what it must not obey, and how old its list of revocations may be."""
+
+    kind: Literal["floors"] = "floors"
+    nonce: KeyId
+    floors: Annotated[tuple[Floor, ...], Field(max_length=200)]
+    rl_ver: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+
+
+AckBody = Annotated[ReportAckBody | TimeAnswerBody | FloorsBody, Field(discriminator="kind")]
+_ACK: Final[TypeAdapter[ReportAckBody | TimeAnswerBody | FloorsBody]] = TypeAdapter(AckBody)
+
+
+def decode_ack(raw: bytes) -> ReportAckBody | TimeAnswerBody | FloorsBody:
+    """Body of an ACK envelope. Raises `EnvelopeRefused` (BODY, CRITICAL_FIELD)."""
+    told = _only_once(raw)
     try:
-        return _ACK.validate_json(raw)
+        body = _ACK.validate_json(raw)
     except ValidationError:
         raise EnvelopeRefused(Refusal.BODY) from None
+    _require_understood(told, type(body))
+    return body
 
 
 ALL_BODIES: Final[tuple[type[Body], ...]] = (
@@ -565,6 +638,8 @@ ALL_BODIES: Final[tuple[type[Body], ...]] = (
     StopAllLatch,
     DelegationBody,
     RevocationBody,
+    RevocationListBody,
+    RevokedKey,
     StreamHeadBody,
     StatusBody,
     Anchor,
@@ -575,4 +650,6 @@ ALL_BODIES: Final[tuple[type[Body], ...]] = (
     ReportAckBody,
     TimeQuestionBody,
     TimeAnswerBody,
+    FloorsBody,
+    Floor,
 )

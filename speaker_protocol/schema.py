@@ -11,15 +11,20 @@ _ON_TOPIC: Final = {
     "NodePlan": "envelope PLAN around PlanHead (after its length in 4 bytes), then the packed PlanBody (zlib)",
     "NodeConfig": "envelope CONFIG around NodeConfigBody",
     "NodeOrder": "envelope ORDER around OrderBody",
-    "NodeAck": "envelope ACK around ReportAckBody or TimeAnswerBody",
+    "NodeAck": "envelope ACK around ReportAckBody, TimeAnswerBody or FloorsBody",
     "UnitAlert": "envelope ALERTS around AlertSetBody, as JSON or in its brief form",
-    "UnitKeys": "envelopes KEYS around DelegationBody or RevocationBody, each after its length in 2 bytes",
+    "UnitKeys": "envelopes KEYS (DelegationBody, RevocationListBody, RevocationBody), each after its length in 2 bytes",
     "StreamHead": "envelope HEAD around StreamHeadBody",
     "StreamAudio": "audio batch",
     "NodeStatus": "bare StatusBody",
     "NodeReport": "envelope REPORT around ReportBody, signed by the device",
     "NodeTime": "bare TimeQuestionBody",
 }
+
+
+_CHECKS_FROM: Final = next(
+    number for number, line in enumerate((signing.__doc__ or "").strip().splitlines()) if line.startswith("Keys come")
+)
 
 
 def json_schemas() -> dict[str, Any]:
@@ -42,10 +47,15 @@ def document() -> str:
         "1. The node enrols over HTTP (`POST /api/v1/nodes/enrol`) and learns broker, credential, root key and path.",
         "2. It connects with its will (`status`, link offline) and subscribes to its own topics and to `alert` and",
         "   `keys` of every unit on its path.",
-        "3. From `keys` it learns, signed by the root, who may speak for its places.",
+        "3. From `keys` it learns who may speak for its places: the root (known from enrolment) names an authority,",
+        "   which may only delegate; the authority names the keys that speak. All of it is kept over a power cut.",
         "4. From `plan` it learns what to sound, fetches the assets it lacks by their hash, and says so in `status`.",
         "5. Shortly before a segment of a stream it subscribes to that stream's `head` and `audio`.",
         "6. What it sounded it reports, again and again, until the server acknowledged it.",
+        "",
+        "A node without memory (new, or its flash was wiped) obeys nothing, retained or not, until the server answered",
+        "a time question of its own, `resync` set, with `FloorsBody` and the same nonce, and it holds a list of",
+        "revocations that is not older than the answer says.",
         "",
         "## Topics",
         "",
@@ -69,6 +79,8 @@ def document() -> str:
         "| Kind | Number |",
         "|---|---|",
         *(f"| {kind.name} | {kind.value} |" for kind in signing.Kind),
+        "",
+        *(signing.__doc__ or "").strip().splitlines()[_CHECKS_FROM:],
         "",
         "Reasons for which a node refuses, each counted by itself: "
         + ", ".join(f"`{reason}`" for reason in signing.Refusal)

@@ -76,7 +76,7 @@ class NodeAck(Topic):
     """The server's answer to this node."""
 
     family, leaf, direction, retained = "node", "ack", Direction.DOWN, False
-    meaning = "acknowledgement of reports, answers to time questions"
+    meaning = "acknowledgement of reports, answers to time questions, floors for a node without memory"
 
 
 class UnitAlert(Topic):
@@ -90,7 +90,7 @@ class UnitKeys(Topic):
     """Who may sign for a place."""
 
     family, leaf, direction, retained = "unit", "keys", Direction.DOWN, True
-    meaning = "delegations and revocations signed by the root"
+    meaning = "delegations signed by the root or its authority, and the lists of revocations"
 
 
 class StreamHead(Topic):

@@ -23,7 +23,7 @@ from broadcast_server.playout.inbox import Inbox
 from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.playout.urgent import alert_sets
-from broadcast_server.signer.port import Signer
+from broadcast_server.signer.port import Sealer, Signer
 from broadcast_server.store import audit, device_logs, emergencies, leases, sequences
 from broadcast_server.store.emergencies import Sets
 from broadcast_server.store.session import Session, Store
@@ -55,6 +55,8 @@ class Parts:
 
     store: Store
     signer: Signer
+    answers: Sealer
+    """Signs acknowledgements."""
     planner: Planner
     clock: Clock
     executor: Executor
@@ -104,7 +106,7 @@ async def export(parts: Parts, unit_id: str, target: Path) -> Bundle:
     sequence, epoch, known = await parts.store.begin(number)
     units = sorted({unit for seat in seats for unit in paths[seat.unit_id]})
     parts.speak_for(units)
-    signing = _Signing(parts.signer, now, epoch, sequence)
+    signing = _Signing(parts.signer, parts.answers, now, epoch, sequence)
     messages = await signing.keys(units)
     messages += await signing.states(fleet_states(desired, parts.facts, frozenset(nodes), sets, units))
     messages += await signing.plans(desired, frozenset(nodes))
@@ -162,6 +164,7 @@ class _Signing:
     """One number for all of a bundle."""
 
     signer: Signer
+    answers: Sealer
     now: datetime
     epoch: int
     sequence: int
@@ -195,7 +198,7 @@ class _Signing:
             for boot_id, numbers in sorted(boots.items()):
                 for start in range(0, len(numbers), wire.ACK_SEQUENCES):
                     ack = await wire.report_ack(
-                        self.signer,
+                        self.answers,
                         node_id,
                         boot_id,
                         numbers[start : start + wire.ACK_SEQUENCES],

@@ -110,6 +110,12 @@ class Conductor:
         self._has_looked = False
         self._published: dict[str, PublishedPlan] = {}
         self._states: dict[str, bytes] = {}
+        self._numbers: dict[str, tuple[int, int]] = {}
+        """Epoch and number of what is retained now, by topic."""
+        self._told_all = 0
+        """The epoch in which all that is retained was published once."""
+        self._rl_version = 0
+        self._places: tuple[Desired, dict[str, tuple[str, ...]]] | None = None
         self._key_units: frozenset[str] = frozenset()
         self._must_refill = True
         self._is_refilling = False
@@ -266,13 +272,43 @@ class Conductor:
         if not await self._hold_lease() or self._epoch != epoch:
             raise _Deposed
 
-    async def _publish(self, items: Sequence[tuple[str, bytes]], *, retain: bool = True) -> None:
+    async def _publish(
+        self, items: Sequence[tuple[str, bytes]], *, retain: bool = True, sequence: int | None = None
+    ) -> None:
         await self._hold_on()
+        epoch = self._epoch
         await self._bus.publish_many(items, retain=retain)
+        if sequence is not None:
+            self._numbers.update((topic, (epoch, sequence)) for topic, _ in items)
 
-    async def publish(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """For the urgent lane: retained, while the lease is held. Raises `Unavailable`."""
-        await self._publish(items)
+    async def publish(self, items: Sequence[tuple[str, bytes]], *, sequence: int | None = None) -> None:
+        """For the urgent lane: retained, while the lease is held; `sequence`: their number. Raises `Unavailable`."""
+        await self._publish(items, sequence=sequence)
+
+    def floors(self, node_id: str) -> wire.Floors | None:
+        """What a node that lost its memory is told; None while this process does not know.
+
+        Orders are not retained, so the floor of those is the last number given: none that was sent is due any more.
+        """
+        if not self._epoch or self.desired is None or (self._told_all != self._epoch and self._is_clock_trusted()):
+            return None
+        path = self._path_of(self.desired, node_id)
+        if path is None:
+            return None
+        floors = {topic: self._numbers.get(topic, (0, 0)) for topic in wire.node_topics(node_id, path)}
+        plan = self._published.get(node_id)
+        if plan is not None:
+            floors[wire.plan_topic(node_id)] = (plan.epoch, plan.sequence)
+        floors = {topic: order if order[0] == self._epoch else (self._epoch, 0) for topic, order in floors.items()}
+        floors[wire.order_topic(node_id)] = (self._epoch, self._given)
+        return wire.Floors(floors, self._rl_version)
+
+    def _path_of(self, desired: Desired, node_id: str) -> tuple[str, ...] | None:
+        if self._places is None or self._places[0] is not desired:
+            fleet = desired.fleet
+            paths = {seat.unit_id: tuple(fleet.tree.ancestors(seat.unit_id, fleet.on)) for seat in fleet.seats}
+            self._places = desired, {seat.node_id: paths[seat.unit_id] for seat in fleet.seats}
+        return self._places[1].get(node_id)
 
     async def number(self) -> int:
         """A fresh number, stored before anything is signed with it."""
@@ -463,9 +499,9 @@ class Conductor:
             sequence = await self.number()
             for start in range(0, len(fresh), SLICE):
                 part = fresh[start : start + SLICE]
-                await self._publish(
-                    await wire.key_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
-                )
+                told = await wire.key_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
+                self._rl_version = max(self._rl_version, wire.rl_version(told[0][1]))
+                await self._publish(told, sequence=sequence)
         self._key_units = units
 
     def _must_renew(self, desired: Desired) -> bool:
@@ -482,6 +518,7 @@ class Conductor:
             states += await self._configs(desired.fleet)
         await self._send_states(states, now, is_all=must_renew)
         self._configured, self._renewed_on = desired.fleet, desired.window.start
+        self._told_all = self._epoch
 
     async def _send_states(self, states: Sequence[wire.StateToSend], now: datetime, *, is_all: bool) -> None:
         changed = [state for state in states if is_all or self._states.get(state.topic) != state.body]
@@ -490,7 +527,8 @@ class Conductor:
             for start in range(0, len(changed), SLICE):
                 part = changed[start : start + SLICE]
                 await self._publish(
-                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
+                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence),
+                    sequence=sequence,
                 )
                 self._states.update((state.topic, state.body) for state in part)
 

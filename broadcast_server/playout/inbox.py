@@ -27,7 +27,7 @@ from broadcast_server.playout.anchoring import Anchoring
 from broadcast_server.playout.clock_watch import ClockWatch
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.twins import Twins
-from broadcast_server.signer.port import Signer
+from broadcast_server.signer.port import Sealer
 from broadcast_server.store import device_logs, devices, outbox, plans, reports
 from broadcast_server.store.doorbell import Ear
 from broadcast_server.store.reports import KnownNode
@@ -68,23 +68,25 @@ class Inbox:
         *,
         bus: Bus,
         store: Store,
-        signer: Signer,
+        answers: Sealer,
         clock: Clock,
         chance: Chance,
         epoch: Callable[[], int],
         on_heard: Callable[[Heard], None],
+        floors: Callable[[str], wire.Floors | None] = lambda _: None,
         watch: ClockWatch | None = None,
         anchoring: Anchoring | None = None,
         pace: Pace = PRODUCTION,
     ) -> None:
-        """`epoch`: the leader's epoch, for what is signed. `on_heard` is called in the loop after each commit. `watch`:
+        """`answers`: signs what nodes are told. `epoch`: the leader's epoch, for what is signed. `floors`: what a node
+        without memory is told (None: not known here yet). `on_heard` is called in the loop after each commit. `watch`:
         told what nodes believe of the time; while it doubts the clock nobody is told the time. `anchoring`: gives the
         audit log's anchor that goes out with the time, and is told of those that come back.
         """
         self._watch, self._anchoring = watch, anchoring
-        self._bus, self._store, self._signer = bus, store, signer
+        self._bus, self._store, self._answers = bus, store, answers
         self._clock, self._chance = clock, chance
-        self._epoch, self._on_heard = epoch, on_heard
+        self._epoch, self._on_heard, self._floors = epoch, on_heard, floors
         self._pace, self._news = pace, Ear(clock)
         self._links: dict[str, str] = {}
         """Each node's link as it was last told, to know news from routine."""
@@ -116,10 +118,11 @@ class Inbox:
             if self._watch is not None:
                 self._watch.heard_question(node_id, question.sent_ns, arrived)
             try:
+                await self._tell_floors(node_id, question)
                 if self._watch is not None:
                     self._watch.check()
                 payload = await wire.time_answer(
-                    self._signer,
+                    self._answers,
                     node_id,
                     question,
                     arrived=arrived,
@@ -132,6 +135,17 @@ class Inbox:
                 continue
             self._bus.publish_nowait(wire.ack_topic(node_id), payload)
             self.answered += 1
+
+    async def _tell_floors(self, node_id: str, question: wire.TimeQuestion) -> None:
+        """A node that lost its memory is told below what it must not obey, whatever is thought of our clock."""
+        floors = self._floors(node_id) if question.resync else None
+        if floors is None:
+            return
+        payload = await wire.floors_answer(
+            self._answers, node_id, question, floors, now=self._clock.now(), epoch=self._epoch()
+        )
+        self._bus.publish_nowait(wire.ack_topic(node_id), payload)
+        log.info("inbox.floors_told", node_id=node_id)
 
     async def flush(self) -> None:
         """Commit what has come in so far and acknowledge it. While the store is away it is kept for the next time."""
@@ -317,7 +331,7 @@ class Inbox:
                 for start in range(0, len(sequences), wire.ACK_SEQUENCES):
                     part = sequences[start : start + wire.ACK_SEQUENCES]
                     payload = await wire.report_ack(
-                        self._signer, node_id, boot_id, part, now=self._clock.now(), epoch=self._epoch()
+                        self._answers, node_id, boot_id, part, now=self._clock.now(), epoch=self._epoch()
                     )
                     self._bus.publish_nowait(wire.ack_topic(node_id), payload)
                     sent += 1

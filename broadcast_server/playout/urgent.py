@@ -44,8 +44,8 @@ class Office(Protocol):
         """A fresh number, stored."""
         ...
 
-    async def publish(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """Retained, while the lease is held."""
+    async def publish(self, items: Sequence[tuple[str, bytes]], *, sequence: int | None = None) -> None:
+        """Retained, while the lease is held. `sequence`: their number, for who is asked for floors."""
         ...
 
 
@@ -122,7 +122,7 @@ class UrgentLane:
             fresh = [state.owner for state in part if state.owner in new]
             keys = await wire.key_messages(self._signer, fresh, now=now, epoch=epoch, sequence=sequence)
             signed = await wire.state_messages(self._signer, part, now=now, epoch=epoch, sequence=sequence)
-            await self._office.publish([*keys, *signed])
+            await self._office.publish([*keys, *signed], sequence=sequence)
             if life != self._life:
                 return  # the broker went and came meanwhile: the ring that told of it asks for everything
             self._spoken_for.update(fresh)

@@ -22,10 +22,10 @@ from broadcast_server.domain.clock import from_ms, to_ms
 from broadcast_server.domain.delivery import ALERT, Progress
 from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.plan import Plan
-from broadcast_server.signer.port import Signer, SignRequest
+from broadcast_server.signer.port import Sealer, Signer, SignRequest
 from broadcast_server.store.audit import Anchor
 from speaker_protocol import brief, messages, topics
-from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind
+from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, parse
 
 STATUSES: Final = topics.NodeStatus.every()
 REPORTS: Final = topics.NodeReport.every()
@@ -270,7 +270,7 @@ async def state_messages(
 async def key_messages(
     signer: Signer, units: Iterable[str], *, now: datetime, epoch: int, sequence: int
 ) -> list[tuple[str, bytes]]:
-    """What the root says about the keys of each unit."""
+    """What is said about the keys of each unit."""
     return [
         (
             str(topics.UnitKeys(unit)),
@@ -561,7 +561,7 @@ def ack_topic(node_id: str) -> str:
 
 
 async def report_ack(
-    signer: Signer,
+    signer: Sealer,
     node_id: str,
     boot_id: str,
     sequences: Sequence[int],
@@ -576,7 +576,7 @@ async def report_ack(
 
 
 async def time_answer(
-    signer: Signer,
+    signer: Sealer,
     node_id: str,
     question: TimeQuestion,
     *,
@@ -599,12 +599,53 @@ async def time_answer(
     return await _ack(signer, node_id, body, now=leaves, epoch=epoch)
 
 
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """Below what a node without memory must not obey: `(epoch, sequence)` by topic, and the list of revocations."""
+
+    by_topic: Mapping[str, tuple[int, int]]
+    rl_version: int
+
+
+async def floors_answer(
+    signer: Sealer, node_id: str, question: TimeQuestion, floors: Floors, *, now: datetime, epoch: int
+) -> bytes:
+    """The floors, over the nonce of the question."""
+    told = tuple(
+        messages.Floor(topic=topic, epoch=order[0], sequence=order[1]) for topic, order in floors.by_topic.items()
+    )
+    body = messages.FloorsBody(nonce=question.nonce, floors=told, rl_ver=floors.rl_version).encode()
+    return await _ack(signer, node_id, body, now=now, epoch=epoch)
+
+
+def node_topics(node_id: str, path: Sequence[str]) -> tuple[str, ...]:
+    """Every topic whose order a node remembers, but for its orders: `path` are its unit and those above it."""
+    own = (str(topics.NodePlan(node_id)), str(topics.NodeConfig(node_id)))
+    return (*own, *(str(topics.UnitAlert(unit)) for unit in path))
+
+
+def order_topic(node_id: str) -> str:
+    """Where a node's orders come."""
+    return str(topics.NodeOrder(node_id))
+
+
+def plan_topic(node_id: str) -> str:
+    """Where a node's plan is retained."""
+    return str(topics.NodePlan(node_id))
+
+
+def rl_version(payload: bytes) -> int:
+    """The highest version of a list of revocations in a payload of ours for `unit/{u}/keys`; 0: none."""
+    said = (messages.decode_key_statement(parse(raw).body) for raw in messages.split_keys(payload))
+    return max((one.rl_ver for one in said if isinstance(one, messages.RevocationListBody)), default=0)
+
+
 def _ns(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICRO * 1_000
 
 
 async def _ack(
-    signer: Signer, node_id: str, body: bytes, *, now: datetime, epoch: int, life_ms: int = ACK_LIFE_MS
+    signer: Sealer, node_id: str, body: bytes, *, now: datetime, epoch: int, life_ms: int = ACK_LIFE_MS
 ) -> bytes:
     issued_ms = to_ms(now)
     (envelope,) = await signer.sign_many(

@@ -25,6 +25,7 @@ from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.pace import Pace
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.signer.keys import FileSigner
+from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.store import places
 from broadcast_server.store.session import Store
 from simulation.world.net import Ether
@@ -175,11 +176,12 @@ class Station:
         self.inbox = Inbox(
             bus=self.bus,
             store=self.store,
-            signer=self.signer,
+            answers=TimeKey(time_folder(premises.folder / "keys"), chance=chance),
             clock=clock,
             chance=chance,
             epoch=lambda: self.conductor.epoch,
             on_heard=self._heard,
+            floors=self.conductor.floors,
             pace=premises.pace,
         )
         self._tasks: list[asyncio.Task[None]] = []

@@ -356,6 +356,9 @@ class Sky:
                 answer = wire.TimeAnswerBody(
                     nonce=asked.nonce, asked_ns=asked.sent_ns, received_ns=now_ns, sent_ns=now_ns
                 )
+                if asked.resync:
+                    floors = wire.FloorsBody(nonce=asked.nonce, floors=())
+                    link.deliver(str(topics.NodeAck(node_id)), self._seal(self.server, Kind.ACK, node_id, floors))
                 link.deliver(str(topics.NodeAck(node_id)), self._seal(self.server, Kind.ACK, node_id, answer))
             case topics.NodeReport():
                 report = wire.decode(wire.ReportBody, parse(payload).body)

@@ -193,7 +193,11 @@ class Station:
                 answer = wire.TimeAnswerBody(
                     nonce=asked.nonce, asked_ns=asked.sent_ns, received_ns=received_ns, sent_ns=time.time_ns()
                 )
-                client.publish(str(topics.NodeAck(topic.owner)), self.server.seal(Kind.ACK, topic.owner, answer), qos=0)
+                ack = str(topics.NodeAck(topic.owner))
+                if asked.resync:
+                    floors = wire.FloorsBody(nonce=asked.nonce, floors=())
+                    client.publish(ack, self.server.seal(Kind.ACK, topic.owner, floors), qos=0)
+                client.publish(ack, self.server.seal(Kind.ACK, topic.owner, answer), qos=0)
             case topics.NodeReport():
                 envelope = parse(message.payload)
                 assert (envelope.kind, envelope.target) == (Kind.REPORT, topic.owner)

@@ -283,6 +283,10 @@ class TimelessOffice(Office):
     def hears(self, link: Any, topic: str, payload: bytes) -> None:
         if not isinstance(topics.parse(topic), topics.NodeTime):
             super().hears(link, topic, payload)
+            return
+        asked = wire.decode(wire.TimeQuestionBody, payload)
+        if asked.resync:  # what must not be obeyed is told all the same: no clock is needed for that
+            link.arrives(str(topics.NodeAck(NODE)), self.seal(self.server, Kind.ACK, NODE, self.floors(asked)))
 
 
 def test_a_node_that_does_not_know_the_time_sounds_the_emergency_all_the_same(tmp_path: Path):

@@ -126,7 +126,7 @@ def test_nobody_but_the_server_moves_a_nodes_time(tmp_path: Path):
             )
             street.sky.links[NODE].deliver(str(NodeAck(NODE)), forged)
         await street.until(60)
-        assert life.gate.refusals["out_of_scope"] > 0
+        assert life.gate.refusals["kind_not_allowed"] > 0
         await street.sky.close()
         assert street.seconds_of(0) == list(range(LONG_S))
         assert abs(street.heard()[0].at_ns / 1e6 - (street.starts_ms[0] + 500)) < 25

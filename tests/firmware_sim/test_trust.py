@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[str, Callable[[Station], bytes]]] = {
     "one flipped bit": ("signature", lambda s: _flip(a_plan(s), 60)),
     "another body": ("body", lambda s: a_plan(s) + b"x"),
     "a stranger's key": ("unknown_key", lambda s: a_plan(s, signer=Signer())),
-    "the key for acks": ("out_of_scope", lambda s: a_plan(s, signer=s.server)),
+    "the key for acks": ("kind_not_allowed", lambda s: a_plan(s, signer=s.server)),
     "another node's": ("wrong_target", lambda s: a_plan(s, "n2")),
     "yesterday's": ("expired", lambda s: a_plan(s, expires_ms=now_ms() - 1)),
     "tomorrow's": ("from_the_future", lambda s: a_plan(s, issued_ms=now_ms() + HOUR_MS)),
@@ -133,7 +133,7 @@ def test_only_the_root_says_whose_keys_count(station: Station):
         valid_until_ms=now_ms() + HOUR_MS,
     )
     assert not gate.keys(PATH[0], wire.join_keys((station.commune.seal(Kind.KEYS, PATH[0], body),)), now_ms())
-    assert gate.refusals["out_of_scope"] == 1
+    assert gate.refusals["kind_not_allowed"] == 1
 
 
 def test_a_plan_above_its_keys_class_is_counted_and_its_other_segments_stand(station: Station):

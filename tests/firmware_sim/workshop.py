@@ -69,6 +69,7 @@ class Office:
         self.due: list[tuple[wire.ItemReadiness, ...]] = []
         self.is_reachable = True
         self.acknowledges = True
+        self.tells_floors = True
         self.piece_bytes = 4_096
         self.per_piece_s = 0.0
         self.links: list[OfficeLink] = []
@@ -142,6 +143,8 @@ class Office:
                 answer = wire.TimeAnswerBody(
                     nonce=asked.nonce, asked_ns=asked.sent_ns, received_ns=now_ns, sent_ns=now_ns
                 )
+                if asked.resync and self.tells_floors:
+                    link.arrives(str(topics.NodeAck(NODE)), self.seal(self.server, Kind.ACK, NODE, self.floors(asked)))
                 link.arrives(str(topics.NodeAck(NODE)), self.seal(self.server, Kind.ACK, NODE, answer))
             case topics.NodeReport():
                 self.keeps(payload)
@@ -155,6 +158,16 @@ class Office:
                     self.due.append(self.status.due)
             case _:
                 pass
+
+    def floors(self, asked: wire.TimeQuestionBody) -> wire.FloorsBody:
+        """Nothing older than what is retained now."""
+        told = tuple(
+            wire.Floor(topic=topic, epoch=order[0], sequence=order[1])
+            for topic, raw in self.retained.items()
+            if not topic.endswith("/keys")
+            for order in [parse(wire.split_plan(raw)[0] if topic.endswith("/plan") else raw).order]
+        )
+        return wire.FloorsBody(nonce=asked.nonce, floors=told)
 
     def keeps(self, envelope: bytes) -> None:
         self.reports[hashlib.sha256(envelope).hexdigest()] = envelope

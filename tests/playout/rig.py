@@ -30,14 +30,15 @@ from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.relay.engine import StreamSpec
 from broadcast_server.signer.keys import FileSigner
+from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.tables import NodeRow, PlayRow
 from broadcast_server.store.words import ContentKind
 from broadcast_server.supervise import InlineExecutor
+from speaker_protocol import chain, rules
 from speaker_protocol import messages as wire
-from speaker_protocol import rules
 from speaker_protocol.brief import decode_alert_set
-from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, Watermarks, key_id_of, parse, seal
+from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, Watermarks, key_id_of, seal
 from speaker_protocol.topics import NodeAck, NodePlan, NodeReport, NodeStatus, NodeTime, UnitAlert, UnitKeys
 from tests.support.clock import FakeChance, FakeClock
 from tests.support.village import DONG, LAN, PROVINCE, TAY, Village, a_village
@@ -95,14 +96,11 @@ class Speaker:
         self.bus.subscribe(f"loa/1/node/{self.node_id}/+", self._own)
 
     def _keys(self, message: Message) -> None:
-        for raw in wire.split_keys(message.payload):
+        unit = message.topic.split("/")[3]
+        above = self.path[self.path.index(unit) :]
+        for raw in chain.in_order(wire.split_keys(message.payload), self.ring):
             try:
-                unit = parse(raw).target
-                envelope = self.ring.verify(raw, kind=Kind.KEYS, target=unit, path=self.path, now_ms=self.now_ms)
-                statement = wire.decode_key_statement(envelope.body)
-                assert isinstance(statement, wire.DelegationBody)
-                self.marks.admit(f"{message.topic} {statement.public_key}", envelope)
-                self.ring.learn(statement.key())
+                chain.take(self.ring, self.marks, raw, above=above, now_ms=self.now_ms)
             except EnvelopeRefused as refused:
                 self.refused[f"keys_{refused.reason}"] += 1
 
@@ -326,11 +324,12 @@ class Room:
         inbox = Inbox(
             bus=bus,
             store=store,
-            signer=signer if watch is None else GuardedSigner(signer, watch),
+            answers=TimeKey(time_folder(self.keys), chance=FakeChance(97)),
             clock=clock,
             chance=chance,
             epoch=lambda: conductor.epoch,
             on_heard=heard,
+            floors=conductor.floors,
             watch=watch,
             anchoring=anchoring,
         )

@@ -93,7 +93,7 @@ def test_a_key_of_another_commune_is_out_of_scope():
 def test_a_key_may_sign_only_the_kinds_it_was_given():
     with pytest.raises(EnvelopeRefused) as refused:
         a_ring().verify(a_plan(kind=Kind.ALERTS), kind=Kind.ALERTS, target="node-1", path=PATH, now_ms=NOW_MS)
-    assert refused.value.reason is Refusal.OUT_OF_SCOPE
+    assert refused.value.reason is Refusal.KIND_NOT_ALLOWED
 
 
 def test_a_revoked_key_is_dead_from_its_instant_on_but_the_root_cannot_be_revoked():
@@ -105,8 +105,8 @@ def test_a_revoked_key_is_dead_from_its_instant_on_but_the_root_cannot_be_revoke
     assert ring.verify(by_root, kind=Kind.PLAN, target="node-1", path=PATH, now_ms=NOW_MS).epoch == 3
 
 
-def test_a_delegation_that_ran_out_is_expired():
-    assert refusal(a_plan(), a_ring(until_ms=NOW_MS)) is Refusal.EXPIRED
+def test_a_delegation_that_ran_out_ends_what_its_key_may_say():
+    assert refusal(a_plan(), a_ring(until_ms=NOW_MS)) is Refusal.DELEGATION_OVER
 
 
 def test_a_node_without_time_judges_no_instant_but_everything_else():
@@ -136,7 +136,7 @@ def test_garbage_never_raises_anything_but_a_refusal(raw: bytes):
         a_ring().verify(raw, kind=Kind.PLAN, target="node-1", path=PATH, now_ms=NOW_MS)
 
 
-def test_order_is_kept_per_topic_and_key():
+def test_order_is_kept_per_topic_whichever_key_signed():
     marks = Watermarks()
     first, newer = parse(a_plan()), parse(a_plan(sequence=8))
     assert marks.admit("plan", first)
@@ -147,7 +147,8 @@ def test_order_is_kept_per_topic_and_key():
     with pytest.raises(EnvelopeRefused, match="conflicting"):
         marks.admit("plan", parse(a_plan(sequence=8, body=b"other")))
     assert marks.admit("config", first), "another topic has an order of its own"
-    assert marks.admit("plan", parse(a_plan(STRANGER, sequence=1))), "and so has another key"
+    with pytest.raises(EnvelopeRefused, match="older"):
+        marks.admit("plan", parse(a_plan(STRANGER, sequence=1)))
     assert marks.admit("plan", parse(a_plan(epoch=4, sequence=1))), "a new epoch starts below no number of the old"
 
 
