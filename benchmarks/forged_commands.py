@@ -143,7 +143,7 @@ def _(s: Siege, kind: Kind) -> Shot:
     wrong = s.commune if kind in {Kind.HEAD, Kind.ACK, Kind.KEYS} else s.server
     if kind is Kind.CONFIG:  # both may: so one that may neither
         return shot(one, one.wrapped(one.sealed(signed_by=s.neighbour)), Refusal.OUT_OF_SCOPE)
-    return shot(one, one.wrapped(one.sealed(signed_by=wrong)), Refusal.OUT_OF_SCOPE)
+    return shot(one, one.wrapped(one.sealed(signed_by=wrong)), Refusal.KIND_NOT_ALLOWED)
 
 
 @attack("a revoked key", *BY_UNIT)
@@ -155,13 +155,13 @@ def _(s: Siege, kind: Kind) -> Shot:
 @attack("a key whose delegation ran out", *BY_UNIT, Kind.HEAD)
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
-    return shot(one, one.wrapped(one.sealed(signed_by=s.late)), Refusal.EXPIRED)
+    return shot(one, one.wrapped(one.sealed(signed_by=s.late)), Refusal.OUTSIDE_DELEGATION)
 
 
 @attack("a key whose delegation has not begun", *BY_UNIT, Kind.HEAD)
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
-    return shot(one, one.wrapped(one.sealed(signed_by=s.early)), Refusal.EXPIRED)
+    return shot(one, one.wrapped(one.sealed(signed_by=s.early)), Refusal.OUTSIDE_DELEGATION)
 
 
 @attack("an alert for the province by the commune's key", Kind.ALERTS)
@@ -439,7 +439,7 @@ def _(s: Siege, kind: Kind) -> Shot:
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
     by = s.dice.choice((s.commune, s.server, s.neighbour, s.weak))
-    return shot(one, one.wrapped(one.sealed(signed_by=by)), Refusal.OUT_OF_SCOPE)
+    return shot(one, one.wrapped(one.sealed(signed_by=by)), Refusal.KIND_NOT_ALLOWED)
 
 
 @attack("a delegation for more than one's own place", Kind.KEYS)
@@ -447,7 +447,7 @@ def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
     wide = s.delegation(s.stranger, PATH[1], ("PLAN", "ALERTS"))
     one = one.but(body=wide.encode(), target=PATH[1], topic=str(topics.UnitKeys(PATH[1])))
-    return shot(one, one.wrapped(one.sealed(signed_by=s.commune)), Refusal.OUT_OF_SCOPE)
+    return shot(one, one.wrapped(one.sealed(signed_by=s.commune)), Refusal.KIND_NOT_ALLOWED)
 
 
 @attack("hundreds of statements about keys", Kind.KEYS)
@@ -575,8 +575,7 @@ async def _after_move(s: Siege, tally: Tally) -> None:
     away = s.letter(Kind.CONFIG, is_evil=False)
     body = wire.decode(wire.NodeConfigBody, away.body)
     moved = away.but(signer=server, body=body.model_copy(update={"path": (OTHER_UNIT, PATH[1])}).encode())
-    server.sequence += 2
-    moved = moved.but(sequence=server.sequence, epoch=server.epoch)
+    moved = moved.but(sequence=s.ahead(server), epoch=server.epoch)
     await say(tally, "config (move)", lambda: s.said(moved, lambda: s.firmware.gate.path[0] == OTHER_UNIT))
     for _ in range(10):
         for kind in (Kind.PLAN, Kind.CONFIG, Kind.ORDER):
@@ -584,8 +583,7 @@ async def _after_move(s: Siege, tally: Tally) -> None:
             await fire(s, tally, "the old commune, after a move", shot(one, one.payload, Refusal.OUT_OF_SCOPE))
         one = s.letter(Kind.ALERTS)
         await fire(s, tally, "the old commune, after a move", Shot(one.topic, one.payload, frozenset({"topic"})))
-    server.sequence += 2
-    back = moved.but(sequence=server.sequence, body=body.encode())
+    back = moved.but(sequence=s.ahead(server), body=body.encode())
     await say(tally, "config (move)", lambda: s.said(back, lambda: s.firmware.gate.path == PATH))
     await s.pass_s(1)
 
@@ -627,8 +625,7 @@ async def _class_above_key(s: Siege, tally: Tally) -> None:
     ):
         graver = (segment(f"{EVIL}-{s.count}", s.time.now_ms() - 1, 600.0, asset=s.sha, klass=klass, level=level),)
         one = _planned(s, b"", signer=s.weak, segments=graver)
-        s.weak.sequence += 2
-        one = one.but(sequence=s.weak.sequence)
+        one = one.but(sequence=s.ahead(s.weak))
         counted = await s.deliver(one.topic, one.payload)
         tally.tried["a class above the key's"] += 1
         if counted != Counter({"class_too_high": 1}):

@@ -25,7 +25,7 @@ this order, each with its own reason:
 | 8 | the key's place is the verifier's own or above it | `out_of_scope` |
 | 9 | addressed to the verifier | `wrong_target` |
 | 10 | the message's own instants | `expired`, `from_the_future` |
-| 11 | the chain's validity | `delegation_over` |
+| 11 | the chain's validity | `outside_delegation` |
 | 12 | body: strict JSON, every field that must be understood is | `body`, `critical_field` |
 | 13 | class not above the key's, segment by segment | `class_too_high` |
 | 14 | epoch and sequence above what was obeyed, or above the floors the server told | `older`, `conflicting` |
@@ -110,7 +110,7 @@ class Refusal(StrEnum):
     OUT_OF_SCOPE = "out_of_scope"
     EXPIRED = "expired"
     FROM_THE_FUTURE = "from_the_future"
-    DELEGATION_OVER = "delegation_over"
+    OUTSIDE_DELEGATION = "outside_delegation"
     OLDER = "older"
     CONFLICTING = "conflicting"
     RESYNC = "resync"
@@ -387,7 +387,7 @@ class KeyRing:
         for link in links:
             is_over = (self.floor_ms if now_ms is None else now_ms) >= link.valid_until_ms
             if is_over or (now_ms is not None and now_ms + CLOCK_TOLERANCE_MS < link.valid_from_ms):
-                raise EnvelopeRefused(Refusal.DELEGATION_OVER)
+                raise EnvelopeRefused(Refusal.OUTSIDE_DELEGATION)
 
     def _public(self, key_id: bytes, known: KnownKey) -> Ed25519PublicKey:
         loaded = self._loaded.get(key_id)

@@ -16,8 +16,9 @@ from speaker_protocol import messages as wire
 from speaker_protocol import topics
 from speaker_protocol.messages import AudioState, ReportKind
 from speaker_protocol.rounds import score
+from speaker_protocol.signing import Kind
 from tests.firmware_sim.test_alarm_sound import where
-from tests.firmware_sim.workshop import Office, Workshop, on_virtual_time, segment
+from tests.firmware_sim.workshop import NODE, Office, Workshop, on_virtual_time, segment
 
 UNDER = (500, 900)
 RATE = 48_000

@@ -106,7 +106,7 @@ def test_a_revoked_key_is_dead_from_its_instant_on_but_the_root_cannot_be_revoke
 
 
 def test_a_delegation_that_ran_out_ends_what_its_key_may_say():
-    assert refusal(a_plan(), a_ring(until_ms=NOW_MS)) is Refusal.DELEGATION_OVER
+    assert refusal(a_plan(), a_ring(until_ms=NOW_MS)) is Refusal.OUTSIDE_DELEGATION
 
 
 def test_a_node_without_time_judges_no_instant_but_everything_else():
