@@ -17,6 +17,7 @@ from broadcast_server.domain.errors import Conflict, Corrupt, NotFound
 from broadcast_server.playout import bundles
 from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.planner import Planner
+from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.supervise import InlineExecutor
 from firmware_sim import carry
 from firmware_sim.carry import TakenIn
@@ -29,6 +30,7 @@ from tests.firmware_sim.tones import ogg_opus, tone
 from tests.firmware_sim.workshop import Office, Workshop, on_virtual_time
 from tests.firmware_sim.world import inline
 from tests.playout.rig import FAR, NODE, Room, a_room
+from tests.support.clock import FakeChance
 from tests.support.village import DONG, PROVINCE, TAY, at, once
 
 TUNE = ogg_opus(tone((700, 1600), 12.0))
@@ -41,6 +43,7 @@ def parts(room: Room, folder: Path, days: int = 14) -> bundles.Parts:
     return bundles.Parts(
         store=room.store,
         signer=room.server.signer,
+        answers=TimeKey(time_folder(room.keys), chance=FakeChance(97)),
         planner=Planner(plan_days=days),
         clock=room.clock,
         executor=InlineExecutor(),
