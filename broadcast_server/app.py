@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import os
 import shutil
 import signal
@@ -70,6 +71,7 @@ from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.keeper import BrokerKeeper, FeedKeeper
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.relay.engine import Engine
+from broadcast_server.relay.entrance import HERE, Network, Rules
 from broadcast_server.relay.ingest import Ingest
 from broadcast_server.relay.monitor import EngineMonitor
 from broadcast_server.relay.voice import VoiceRoom
@@ -341,6 +343,20 @@ def _server_side(server: Server, cert: Path | None, key: Path | None) -> ServerS
     return ServerSide(server.authority, server.settings.data_dir / "tls", _hosts(server.settings), given)
 
 
+def _ingest_rules(server: Server) -> Rules:
+    """Who may push, and how."""
+    settings = server.settings.ingest
+    networks = tuple(ipaddress.ip_network(network) for network in settings.networks)
+    if settings.tls != "off":
+        server.ingest_tls = _server_side(server, settings.tls_cert, settings.tls_key)
+    plain_from: tuple[Network, ...] = () if settings.tls == "only" else HERE
+    return Rules(
+        tls=None if server.ingest_tls is None else server.ingest_tls.context,
+        plain_from=(*plain_from, *networks) if settings.allow_plain else plain_from,
+        networks=networks,
+    )
+
+
 async def _keep_certificates(server: Server, clock: Clock) -> None:
     """Renew ours before they end, and see the operator's when they were replaced."""
     while True:
@@ -411,6 +427,7 @@ async def _engine_room(
         clock=clock,
         chance=chance,
         on_event=feeds.heard,
+        rules=_ingest_rules(server),
     )
     stack.push_async_callback(ingest.close)
     fetcher = Fetcher(clock=clock, allow_private=frozenset(settings.relay.allow_private))
@@ -682,7 +699,11 @@ async def _tell(server: Server, desk: Desk, link: _BrokerLink, signer: FileSigne
         facts.put(session, facts.BROKER, broker, now=now)
         facts.put(session, facts.ROOT_PUBLIC_KEY, {"hex": signer.root_public().hex()}, now=now)
         facts.put(session, facts.PUBLIC_URL, {"url": server.http_url}, now=now)
-        ingest = {"host": server.settings.ingest.host, "port": server.ingest_port}
+        ingest = {
+            "host": server.settings.ingest.host,
+            "port": server.ingest_port,
+            "tls": server.settings.ingest.tls != "off",
+        }
         facts.put(session, facts.INGEST, ingest, now=now)
 
     await desk.store.begin(write)

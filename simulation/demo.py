@@ -143,6 +143,7 @@ async def _pusher(village: Village, folder: Path) -> AsyncIterator[str]:
         mount=village.push["mount"].lstrip("/"),
         user=village.push["user"],
         password=village.push["password"],
+        authority=village.authority if village.is_tls else None,
     )
     async with pushing(client, mount, sample(STATIONS[PUSHED][1]).path, folder=folder):
         yield client.value

@@ -2,7 +2,11 @@
 
 Programs of Debian (ffmpeg otherwise as PyPI brings it), run as children; each plays one file round and round. A
 maintainer must not break: every one of them is a public program that our listener must get on with as it is, so
-nothing here bends it to our liking beyond address, user, password and mount.
+nothing here bends it to our liking beyond address, user, password, mount and TLS.
+
+On TLS (measured with Debian 12's): ffmpeg checks whom it speaks to only as an HTTPS client (`-method PUT https://…`
+with `-tls_verify 1 -ca_file`); by `icecast://` with `-tls 1` it encrypts and asks nobody. ezstream checks a name, never
+an address. liquidsoap 2.1 encrypts and checks nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +41,8 @@ class Mount:
     password: str
     user: str = "source"
     host: str = "127.0.0.1"
+    authority: Path | None = None
+    """PEM of what the listener's certificate is signed by: push on TLS; None: plain."""
 
 
 def find_client(client: SourceClient) -> str | None:
@@ -50,11 +56,15 @@ def find_client(client: SourceClient) -> str | None:
 
 
 def ffmpeg_argv(program: str, mount: Mount, sound: Path) -> list[str]:
-    """Copy the MP3 in real time: `PUT` with `Expect: 100-continue`."""
-    address = f"icecast://{mount.user}:{mount.password}@{mount.host}:{mount.port}/{mount.mount}"
+    """Copy the MP3 in real time: `PUT` with `Expect: 100-continue`; on TLS it checks whom it speaks to."""
+    where = f"{mount.user}:{mount.password}@{mount.host}:{mount.port}/{mount.mount}"
+    how, address = ["-content_type", "audio/mpeg"], f"icecast://{where}"
+    if mount.authority is not None:
+        how += ["-method", "PUT", "-auth_type", "basic", "-tls_verify", "1", "-ca_file", str(mount.authority)]
+        address = f"https://{where}"
     return [
         program, "-nostdin", "-hide_banner", "-v", "error", "-re", "-stream_loop", "-1", "-i", f"file:{sound}",
-        "-map", "0:a:0", "-c:a", "copy", "-content_type", "audio/mpeg", "-f", "mp3", address,
+        "-map", "0:a:0", "-c:a", "copy", *how, "-f", "mp3", address,
     ]  # fmt: skip
 
 
@@ -67,6 +77,7 @@ def liquidsoap_script(mount: Mount, sound: Path) -> str:
             "settings.log.level.set(3)",
             f"radio = mksafe(single({_quoted(str(sound))}))",
             "output.icecast(%vorbis(samplerate=44100, channels=2, quality=0.3),",
+            f"  protocol={_quoted('http' if mount.authority is None else 'https')},",
             f"  host={_quoted(mount.host)}, port={mount.port}, user={_quoted(mount.user)},",
             f"  password={_quoted(mount.password)}, mount={_quoted(mount.mount)}, radio)",
             "",
@@ -76,12 +87,17 @@ def liquidsoap_script(mount: Mount, sound: Path) -> str:
 
 def ezstream_config(mount: Mount, sound: Path) -> str:
     """Have ezstream (libshout) send the file as it is, in real time."""
+    host, secured = mount.host, "<protocol>HTTP</protocol><tls>None</tls>"
+    if mount.authority is not None:
+        host = "localhost" if host == "127.0.0.1" else host
+        secured = f"<protocol>HTTPS</protocol><ca_file>{escape(str(mount.authority))}</ca_file>"
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <ezstream>
   <servers>
     <server>
       <name>default</name>
-      <hostname>{escape(mount.host)}</hostname>
+      {secured}
+      <hostname>{escape(host)}</hostname>
       <port>{mount.port}</port>
       <user>{escape(mount.user)}</user>
       <password>{escape(mount.password)}</password>

@@ -98,6 +98,7 @@ class Village:
             "LOA_INGEST__PORT": str(self.ingest_port),
             "LOA_HTTP__TLS": "on" if self.is_tls else "off",
             "LOA_BROKER__TLS": "auto" if self.is_tls else "off",
+            "LOA_INGEST__TLS": "only" if self.is_tls else "off",
             "LOA_PLAYOUT__STATUS_INTERVAL_S": "5",
             "LOA_PLAYOUT__GRACE_S": "3",
             "LOA_RESERVE_BYTES": "0",

@@ -3,8 +3,10 @@
 It has a TCP port of its own because source clients send a body without a length, which HTTP servers read as empty. A
 maintainer must not break: (1) nothing of a request is believed before the password was checked, and nothing of the body
 is read before; (2) who holds a mount keeps it: a second source is turned away with 403 and never touches the first;
-(3) header bytes, header time, silence, failures of one address and connections have limits; (4) a source is always
-read, listened to or not, and what nobody hears is dropped from a bounded ring; (5) `revoke` ends a connection at once.
+(3) header bytes, header time, silence, bytes a second, failures of one address and connections have limits; (4) a
+source is always read, listened to or not, and what nobody hears is dropped from a bounded ring; (5) `revoke` ends a
+connection at once; (6) nothing that a source says of itself (`ice-*`, titles) is kept but its program's name, without
+control characters, cut short. Who reaches the port, and whether on TLS, is `entrance`'s.
 
 Source: icecast.org's source protocol as its clients really speak it: `PUT` (HTTP/1.1, often `Expect: 100-continue`,
 sometimes chunked) and the older `SOURCE /mount HTTP/1.0` or `ICE/1.0`; Basic credentials, user "source" by custom.
@@ -16,7 +18,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import ssl
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,8 +30,9 @@ from urllib.parse import unquote
 from broadcast_server.audio.feed import USUAL_LIMITS, FeedLimits, PushConnection, PushFeed
 from broadcast_server.audio.ffmpeg import Sandbox
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.domain.errors import BroadcastError, Conflict, NotFound, Refused, Unavailable
+from broadcast_server.domain.errors import BroadcastError, Conflict, NotFound, Refused
 from broadcast_server.logs import get_logger
+from broadcast_server.relay.entrance import Entrance, Room, Rules, plain_address
 
 log = get_logger()
 
@@ -46,6 +49,10 @@ class IngestLimits:
     silence_s: float = 10.0
     """Icecast's `source-timeout`: after it the mount is free for a reconnecting source."""
     connections: int = 200
+    connections_per_address: int = 20
+    rate_bytes_s: int = 256 * 1024
+    """Faster than this, on average, nobody is read: no format that is relayed needs it."""
+    burst_bytes: int = 4 * 1024 * 1024
     failures: int = 10
     """Wrong passwords from one address within `failure_window_s` before it is turned away unheard."""
     failure_window_s: float = 60.0
@@ -140,40 +147,34 @@ class Ingest:
         limits: IngestLimits = USUAL_INGEST_LIMITS,
         feed_limits: FeedLimits = USUAL_LIMITS,
         on_event: OnEvent | None = None,
-        tls: ssl.SSLContext | None = None,
+        rules: Rules | None = None,
     ) -> None:
+        """`rules`: who may come in, and how; None: anybody, without TLS, from this machine."""
         self._authenticate, self._sandbox, self._clock, self._chance = authenticate, sandbox, clock, chance
-        self._limits, self._feed_limits, self._on_event, self._tls = limits, feed_limits, on_event, tls
-        self._server: asyncio.Server | None = None
+        self._limits, self._feed_limits, self._on_event = limits, feed_limits, on_event
+        room = Room(limits.connections, limits.connections_per_address, limits.header_s, limits.header_bytes)
+        self._entrance = Entrance(self._serve, rules=rules or Rules(), room=room, clock=clock)
         self._feeds: dict[str, PushFeed] = {}
         self._sources: dict[str, _Source] = {}
-        self._serving: set[asyncio.Task[None]] = set()
         self._guard = FailureGuard(clock, limits)
         self.refusals: dict[int, int] = {}
         """How often clients were turned away, by status."""
 
+    @property
+    def turned_away(self) -> Mapping[str, int]:
+        """How many were not even heard, by reason (`Entrance`)."""
+        return self._entrance.turned_away
+
     async def start(self, host: str = "127.0.0.1", port: int = 8010) -> int:
-        """Listen; returns the port (0 picks one). Raises `Unavailable("port_taken")`."""
-        try:
-            self._server = await asyncio.start_server(
-                self._serve, host, port, limit=self._limits.header_bytes, ssl=self._tls
-            )
-        except OSError as error:
-            raise Unavailable("port_taken", port=port) from error
-        chosen: int = self._server.sockets[0].getsockname()[1]
-        return chosen
+        """Listen; returns the port (0 picks one).
+
+        Raises `Unavailable("port_taken")`, and `Refused("listener_without_tls")` beyond this machine.
+        """
+        return await self._entrance.open(host, port)
 
     async def close(self) -> None:
         """End every source and stop listening. Idempotent."""
-        if self._server is None:
-            return
-        server, self._server = self._server, None
-        server.close()
-        for task in tuple(self._serving):
-            task.cancel()
-        if self._serving:
-            await asyncio.wait(self._serving)
-        await server.wait_closed()
+        await self._entrance.close()
 
     def source(self, feed_id: str) -> PushFeed:
         """The feed of this id, connected or not; the same object as long as the listener lives."""
@@ -211,34 +212,19 @@ class Ingest:
 
     # -- one connection
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None or self._server is None:
-            writer.close()
-            return
-        task.set_name(f"relay.ingest[{writer.get_extra_info('peername')}]")
-        self._serving.add(task)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may_stay: bool) -> None:
         try:
-            await self._converse(reader, writer)
+            await self._converse(reader, writer, may_stay)
         except _Answer as answer:
             self.refusals[answer.status] = self.refusals.get(answer.status, 0) + 1
             await _say(writer, answer)
         except (OSError, asyncio.IncompleteReadError):
             pass  # it went away before it was a source
-        except asyncio.CancelledError:
-            if self._server is not None:  # not by `close`
-                raise
-        finally:
-            self._serving.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await writer.wait_closed()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address = str((writer.get_extra_info("peername") or ("?",))[0])
-        if len(self._serving) > self._limits.connections:
-            raise _Answer(503, "Service Unavailable")
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may_stay: bool) -> None:
+        address = plain_address(str((writer.get_extra_info("peername") or ("?",))[0]))
+        if not may_stay:  # before the header is read: it holds a password
+            raise _Answer(403, "TLS required")
         request = await self._request(reader)
         if request.method == "OPTIONS":
             raise _Answer(200, "OK", "Allow: PUT, SOURCE, OPTIONS")
@@ -290,22 +276,22 @@ class Ingest:
             return await self._authenticate(request.mount, *credentials)
         except NotFound as error:
             self._guard.failed(address)
-            log.warning("ingest.refused", mount=request.mount[:80], address=address, reason=error.code)
+            log.warning("ingest.refused", mount=_printable(request.mount), address=address, reason=error.code)
             raise _Answer(404, "Not Found") from error
         except Refused as error:
             self._guard.failed(address)
-            log.warning("ingest.refused", mount=request.mount[:80], address=address, reason=error.code)
+            log.warning("ingest.refused", mount=_printable(request.mount), address=address, reason=error.code)
             raise _Answer(401, "Unauthorized", challenge) from error
         except Conflict as error:
             raise _Answer(403, "Forbidden") from error
         except BroadcastError as error:
-            log.warning("ingest.undecided", mount=request.mount[:80], reason=error.code)
+            log.warning("ingest.undecided", mount=_printable(request.mount), reason=error.code)
             raise _Answer(503, "Service Unavailable", "Retry-After: 5") from error
 
     def _seat(self, feed_id: str, request: _Request, address: str) -> _Source:
         if feed_id in self._sources:
             log.warning("ingest.busy", feed_id=feed_id, address=address)
-            agent = request.headers.get("user-agent", "")[:200]
+            agent = _printable(request.headers.get("user-agent", ""))
             self._report(feed_id, request.mount, agent, address, EndReason.MOUNT_BUSY, 0)
             raise _Answer(403, "Mountpoint in use")
         content_type = request.headers.get("content-type", "audio/mpeg")
@@ -313,7 +299,7 @@ class Ingest:
             connection = PushConnection(content_type)
         except Refused as error:
             raise _Answer(415, "Unsupported Media Type") from error
-        user_agent = request.headers.get("user-agent", "")[:200]
+        user_agent = _printable(request.headers.get("user-agent", ""))
         source = _Source(feed_id, request.mount, self._clock.now(), user_agent, content_type, address, connection)
         self._sources[feed_id] = source
         self.source(feed_id).attach(connection)
@@ -333,7 +319,14 @@ class Ingest:
             await asyncio.wait({revoked, reading})
 
     async def _read(self, source: _Source, body: _Raw | _Chunked, limits: IngestLimits) -> EndReason:
+        began_s = self._clock.monotonic()
         while True:
+            # What lies in the kernel's buffers waits there, and then at the source.
+            allowed_s = (source.connection.bytes_in - limits.burst_bytes) / limits.rate_bytes_s
+            ahead_s = allowed_s - (self._clock.monotonic() - began_s)
+            if ahead_s > 0:
+                await self._clock.sleep(min(ahead_s, limits.silence_s))
+                continue
             try:
                 async with asyncio.timeout(limits.silence_s):
                     chunk = await body.read(limits.read_bytes)
@@ -446,6 +439,11 @@ class _Chunked:
         if self._left == 0:
             await self._reader.readexactly(2)
         return data
+
+
+def _printable(text: str) -> str:
+    """What a stranger says of itself, fit to be shown: no control or format characters, one line, cut short."""
+    return " ".join("".join(each if unicodedata.category(each)[0] != "C" else " " for each in text[:400]).split())[:80]
 
 
 def _basic(header: str) -> tuple[str, str] | None:

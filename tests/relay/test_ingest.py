@@ -15,11 +15,13 @@ from broadcast_server.domain.errors import NotFound, Refused
 from broadcast_server.fetch import Fetcher
 from broadcast_server.mqtt.bus import LoopbackBus
 from broadcast_server.relay.engine import Engine, FeedKind, StreamSpec
+from broadcast_server.relay.entrance import Rules
 from broadcast_server.relay.ingest import EndReason, FailureGuard, Ingest, IngestEvent, IngestLimits
+from broadcast_server.signer.certificates import LocalAuthority, ServerSide
 from broadcast_server.signer.keys import FileSigner
-from broadcast_server.supervise import InlineExecutor, SystemClock
+from broadcast_server.supervise import Child, InlineExecutor, SystemChance, SystemClock
 from simulation.samples import sample
-from simulation.source_clients import Mount, SourceClient, find_client, pushing
+from simulation.source_clients import Mount, SourceClient, ffmpeg_argv, find_client, pushing
 from tests.relay.ear import Listener
 from tests.support.clock import FakeChance, FakeClock
 from tests.support.until import until
@@ -50,6 +52,25 @@ class Desk:
         if (user, password) != ("source", PASSWORD):
             raise Refused("password_wrong")
         return f"feed-{mount}"
+
+    async def only_tls(self, folder: Path) -> Path:
+        """Open again, for TLS alone; the authority's file."""
+        await self.ingest.close()
+        authority = LocalAuthority(folder / "authority", clock=SystemClock(), chance=SystemChance())
+        side = ServerSide(authority, folder / "tls", ["127.0.0.1", "localhost"], None)
+        self.ingest = Ingest(
+            authenticate=self.authenticate,
+            sandbox=self.ingest._sandbox,
+            clock=SystemClock(),
+            chance=FakeChance(),
+            limits=self.ingest._limits,
+            on_event=self.events.append,
+            rules=Rules(tls=side.context, plain_from=()),
+        )
+        self.port = await self.ingest.start(port=0)
+        trusted = folder / "authority.pem"
+        trusted.write_bytes(authority.authority_pem())
+        return trusted
 
     def ends(self) -> list[EndReason]:
         return [event.reason for event in self.events if event.reason is not None]
@@ -115,12 +136,22 @@ async def client(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("limits", [IngestLimits()], ids=[""])
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("program", list(SourceClient))
 async def test_a_real_source_client_is_relayed_and_heard(
-    desk: Desk, sandbox: Sandbox, bus: LoopbackBus, signer: FileSigner, tmp_path: Path, program: SourceClient
+    desk: Desk,
+    sandbox: Sandbox,
+    bus: LoopbackBus,
+    signer: FileSigner,
+    tmp_path: Path,
+    program: SourceClient,
+    is_tls: bool,
 ):
     if find_client(program) is None:
         pytest.skip(f"{program} is not installed")
+    trusted = None
+    if is_tls:
+        trusted = await desk.only_tls(tmp_path)
     engine = Engine(
         bus=bus,
         signer=signer,
@@ -133,7 +164,7 @@ async def test_a_real_source_client_is_relayed_and_heard(
     )
     listener = Listener(bus, "relay")
     await engine.reconcile({"relay": StreamSpec("relay", "feed-huyen", FeedKind.PUSH, 1, 45, mount="huyen")})
-    async with pushing(program, Mount(desk.port, "huyen", PASSWORD), SOUND.path, folder=tmp_path):
+    async with pushing(program, Mount(desk.port, "huyen", PASSWORD, authority=trusted), SOUND.path, folder=tmp_path):
         await until(lambda: len(listener.packets) >= 100, timeout_s=25)
         assert desk.ingest.connected()["feed-huyen"].bytes_in > 0
     assert listener.heard() == SOUND.tones
@@ -150,6 +181,40 @@ async def test_a_real_client_with_a_wrong_password_gives_up_or_keeps_asking_in_v
         assert child.returncode != 0
         assert any("401" in line for line in child.stderr_tail)
     assert desk.events == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("limits", [IngestLimits()], ids=[""])
+async def test_ffmpegs_icecast_protocol_comes_on_tls_too(desk: Desk, tmp_path: Path):
+    program = find_client(SourceClient.FFMPEG)
+    assert program is not None
+    await desk.only_tls(tmp_path)
+    argv = ffmpeg_argv(program, Mount(desk.port, "huyen", PASSWORD), SOUND.path)
+    async with Child([*argv[:-1], "-tls", "1", argv[-1]], name="source.tls", stdout=False, grace_s=1.0):
+        await until(lambda: desk.ingest.connected()["feed-huyen"].bytes_in > 10_000 if desk.events else False, 25)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("limits", [IngestLimits()], ids=[""])
+@pytest.mark.parametrize("program", [SourceClient.FFMPEG, SourceClient.EZSTREAM])
+async def test_a_client_that_checks_does_not_speak_to_a_stranger(desk: Desk, tmp_path: Path, program: SourceClient):
+    if find_client(program) is None:
+        pytest.skip(f"{program} is not installed")
+    await desk.only_tls(tmp_path)
+    stranger = LocalAuthority(tmp_path / "stranger", clock=SystemClock(), chance=SystemChance())
+    other = tmp_path / "stranger.pem"
+    other.write_bytes(stranger.authority_pem())
+    mount = Mount(desk.port, "huyen", PASSWORD, authority=other)
+    async with pushing(program, mount, SOUND.path, folder=tmp_path) as child:
+        assert await child.wait() != 0
+    assert desk.events == []
+
+
+async def test_a_plain_source_where_only_tls_is_taken_is_not_heard(desk: Desk, tmp_path: Path):
+    await desk.only_tls(tmp_path)
+    async with client(desk) as source:
+        assert await source.status() == 403
+    assert (desk.ingest.refusals, desk.events) == ({403: 1}, [])
 
 
 # -- the protocol by hand
@@ -271,8 +336,38 @@ async def test_nonsense_in_chunks_is_a_cut(desk: Desk, body: bytes):
 
 async def test_who_says_nothing_is_not_waited_for(desk: Desk):
     reader, writer = await asyncio.open_connection("127.0.0.1", desk.port)
+    assert await reader.read() == b""
+    assert desk.ingest.turned_away == {"slow": 1}
+    writer.close()
+
+
+async def test_who_speaks_too_slowly_is_not_waited_for(desk: Desk):
+    reader, writer = await asyncio.open_connection("127.0.0.1", desk.port)
+    writer.write(b"PUT /huyen HTTP/1.1\r\nAuthorization: ")
     assert int((await reader.readline()).split()[1]) == 408
     writer.close()
+
+
+async def test_what_a_source_says_of_itself_is_shown_without_its_tricks(desk: Desk):
+    agent = "Studio\x1b[2J\x00\x85\t1.0 " + "x" * 500
+    async with client(desk, headers=(f"User-Agent: {agent}", "ice-name: <b>\x07</b>")) as source:
+        assert await source.status() == 200
+        shown = desk.ingest.connected()["feed-huyen"].user_agent
+    assert shown.startswith("Studio [2J 1.0 xxx")
+    assert len(shown) == 80
+    await until(lambda: desk.ends() != [])
+    assert "</b>" not in repr(desk.events)
+
+
+@pytest.mark.parametrize("limits", [IngestLimits(rate_bytes_s=20_000, burst_bytes=10_000)], ids=[""])
+async def test_nobody_is_read_faster_than_the_ceiling(desk: Desk):
+    async with client(desk) as source:
+        assert await source.status() == 200
+        began_s = asyncio.get_running_loop().time()
+        source.writer.write(bytes(40_000))
+        await until(lambda: desk.ingest.connected()["feed-huyen"].bytes_in == 40_000)
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert took_s > 0.5  # 16 KiB are read at once; what lies above the burst takes its time
 
 
 async def test_guessing_passwords_is_slowed_down(desk: Desk):
