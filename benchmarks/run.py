@@ -39,6 +39,7 @@ GROUPS = {
     ),
     "security": (
         "audit_tampering",
+        "bit_flips",
         "forged_commands",
     ),
 }
