@@ -41,6 +41,8 @@ GROUPS = {
         "audit_tampering",
         "bit_flips",
         "forged_commands",
+        "malformed_wire",
+        "seeded_defects",
     ),
 }
 """Benchmarks that answer one question together; a group's name stands for all of them."""

@@ -34,6 +34,8 @@ MAX_KEY_STATEMENTS: Final = 128
 _MAX_BRACKETS: Final = 4 * MAX_SEGMENTS
 _MAX_COMMAS: Final = 50 * MAX_SEGMENTS
 """What the largest plan holds, and to spare: beyond it JSON is not looked at, it only costs time."""
+_MAX_WORD_BRACKETS: Final = 1_000
+"""The same for what nobody signs: a status names some hundred things at most."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, Field(min_length=1, max_length=64)]
@@ -69,13 +71,19 @@ CRITICAL: Final = "crit"
 def decode(model: type[B], raw: bytes) -> B:
     """The body of an envelope, or `EnvelopeRefused` (BODY, CRITICAL_FIELD); one key twice is refused too."""
     told = _only_once(raw)
-    body = decode_unsigned(model, raw)
+    body = _read(model, raw)
     _require_understood(told, model)
     return body
 
 
 def decode_unsigned(model: type[B], raw: bytes) -> B:
     """The same for what nobody signs, thousands of times a minute: of a key that comes twice the last one counts."""
+    if raw.count(b"[") + raw.count(b"{") > _MAX_WORD_BRACKETS:
+        raise EnvelopeRefused(Refusal.BODY)
+    return _read(model, raw)
+
+
+def _read(model: type[B], raw: bytes) -> B:
     try:
         return model.model_validate_json(raw)
     except ValidationError:
@@ -102,7 +110,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _require_understood(told: dict[str, Any], model: type[BaseModel]) -> None:
     """Raises `EnvelopeRefused(CRITICAL_FIELD)` where a body names a field that must be understood and is not."""
     critical = told.get(CRITICAL, ())
-    if not isinstance(critical, list | tuple) or any(name not in model.model_fields for name in critical):
+    if not isinstance(critical, list | tuple) or any(
+        not isinstance(name, str) or name not in model.model_fields for name in critical
+    ):
         raise EnvelopeRefused(Refusal.CRITICAL_FIELD)
 
 

@@ -126,8 +126,10 @@ class Ear:
 class Siege(Office):
     """The office, the node, and the attacker's pen."""
 
-    def __init__(self, time: VirtualTime, folder: Path, *, seed: int = 1) -> None:
+    def __init__(self, time: VirtualTime, folder: Path, *, seed: int = 1, has_samples: bool = False) -> None:
+        """`has_samples`: a real output that decodes and renders, instead of one that is heard by name."""
         super().__init__(time, seed)
+        self._has_samples = has_samples
         self.folder = folder
         self.dice = random.Random(f"{seed}/siege")
         self.stranger, self.neighbour, self.weak, self.late, self.early = (self._signer() for _ in range(5))
@@ -186,7 +188,7 @@ class Siege(Office):
             disk=Disk(self.folder / f"disk-{self._disks}"),
             chance=random.Random(f"node/{self._disks}"),
             clock=DeviceClock(self.time),
-            witness=self.ear,
+            witness=None if self._has_samples else self.ear,
         )
 
     @property

@@ -168,3 +168,20 @@ def test_thousands_of_empty_key_statements_are_garbage_and_not_thousands_of_refu
     most = messages.MAX_KEY_STATEMENTS
     assert len(split_keys(join_keys((b"x",) * most))) == most
     assert reason_of(split_keys, join_keys((b"",) * (most + 1))) is Refusal.GARBAGE
+
+
+class Untouched:
+    """In the place of a body."""
+
+    @classmethod
+    def model_validate_json(cls, raw: bytes) -> object:
+        raise AssertionError(f"it looked at {len(raw)} bytes")
+
+
+def test_a_status_of_thousands_of_wrong_things_is_not_looked_at():
+    """Writing down the errors of each takes a tenth of a second."""
+    raw = b'{"link":"online","boot_id":"b","alerts":[' + b"{}," * 80_000 + b"{}]}"
+    assert reason_of(lambda given: messages.decode_unsigned(Untouched, given), raw) is Refusal.BODY
+    most = b"[" * 1_000
+    with pytest.raises(AssertionError):
+        messages.decode_unsigned(Untouched, most)
