@@ -201,7 +201,7 @@ def pytest_on(tree: Tree, tests: Sequence[str]) -> Run:
 
 def seed(tree: Tree, defect: Defect) -> Run:
     """Put the defect in, run its tests, take it out again."""
-    whole = (ROOT / defect.file).read_text(encoding="utf-8")
+    whole = (tree.root / defect.file).read_text(encoding="utf-8")
     tree.write(defect.file, defect.seeded(whole))
     try:
         return pytest_on(tree, defect.tests)
