@@ -185,3 +185,9 @@ def test_a_status_of_thousands_of_wrong_things_is_not_looked_at():
     most = b"[" * 1_000
     with pytest.raises(AssertionError):
         messages.decode_unsigned(Untouched, most)
+
+
+@pytest.mark.parametrize("critical", ['["gain"]', '"gain_db"', "1", "null", "[[1]]", "[{}]", "[null]"])
+def test_what_must_be_understood_and_is_not_is_refused_however_it_is_named(critical: str):
+    raw = b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","crit":%s}' % (b"0" * 64, critical.encode())
+    assert reason_of(lambda given: decode(PlanHead, given), raw) is Refusal.CRITICAL_FIELD
