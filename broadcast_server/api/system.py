@@ -9,8 +9,7 @@ from pydantic import BaseModel
 
 from broadcast_server.api.deps import ActorDep, DeskDep
 from broadcast_server.api.gate import Router, signed_in
-from broadcast_server.control import timekeeping
-from broadcast_server.store import system as rows
+from broadcast_server.control import glance
 from broadcast_server.store.words import FeedState
 
 router = Router(prefix="/system", tags=["system"])
@@ -84,10 +83,11 @@ class SystemStatus(BaseModel):
 
 @router.get("", operation_id="get_system")
 @signed_in
-async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
-    """Version, leader, broker, feeds, jobs and counts."""
+async def get_system(desk: DeskDep, actor: ActorDep) -> SystemStatus:
+    """Version, leader, broker, jobs and clocks of the machine; feeds and counts of what one may read."""
     now = desk.clock.now()
-    seen = await desk.store.read(rows.overview)
+    told = await glance.glance(desk, actor)
+    seen = told.overview
     leader = seen.leader
     return SystemStatus(
         version=version("loa"),
@@ -132,6 +132,6 @@ async def get_system(desk: DeskDep, _actor: ActorDep) -> SystemStatus:
                 kernel_synchronised=one.kernel_synchronised,
                 nodes_heard=one.nodes_heard,
             )
-            for one in await desk.store.read(timekeeping.process_clocks)
+            for one in told.clocks
         ],
     )

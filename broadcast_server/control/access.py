@@ -3,25 +3,47 @@
 A maintainer must not break: (1) every verb of `control` calls `authorize` inside its transaction; there is no second
 way; (2) `MAY` is the whole truth of roles, nobody compares a role's name elsewhere; (3) a grant reaches down the tree
 as it stands at that instant, so moving a place moves who may touch it; (4) an administrator keeps the register and may
-not broadcast.
+not broadcast; (5) what an actor may not even read answers exactly as what does not exist: `authorize` is given the row,
+and raises for a hidden one what the store raises for an unknown one.
 
 Source: `docs/glossary.md` (roles); Nghị định 49/2024 (the commune runs its station); Thông tư 39/2020 (classes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Protocol
 
-from broadcast_server.domain.errors import Refused
+from broadcast_server.domain.errors import NotFound, Refused
 from broadcast_server.store import audit, people, places
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import Json
+from broadcast_server.store.tables import (
+    ArrivalRow,
+    AssetRow,
+    BulletinRow,
+    ClusterRow,
+    EmergencyRow,
+    EnrolmentTokenRow,
+    FeedRow,
+    GrantRow,
+    GroupRow,
+    Json,
+    LiveSessionRow,
+    NodeRow,
+    ObligationRow,
+    ProgrammeRow,
+    ScheduleRow,
+    SendingRow,
+    StopAllRow,
+    TieRow,
+)
+from broadcast_server.store.tables_approval import BreakGlassReviewRow, EmergencyTemplateRow
+from broadcast_server.store.tables_devices import DeviceClaimRow
 from broadcast_server.store.words import Role
 
 
@@ -187,33 +209,90 @@ def _note(action: Action) -> None:
         asked.append(action)
 
 
-def authorize(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> None:
-    """Return if `actor` may do `action` at the unit at this instant.
+class Placed(Protocol):
+    """A row that belongs to a place."""
 
-    Raises `NotFound("unknown_unit")` for an unknown unit and `Refused("not_permitted")` otherwise.
+    @property
+    def unit_id(self) -> Any:
+        """The place."""
+        ...
+
+
+_UNKNOWN: Final[Mapping[type, tuple[str, str, str]]] = {
+    ArrivalRow: ("unknown_arrival", "arrival", "id"),
+    AssetRow: ("unknown_asset", "asset", "sha256"),
+    BreakGlassReviewRow: ("unknown_review", "emergency", "emergency_id"),
+    BulletinRow: ("unknown_bulletin", "bulletin", "id"),
+    ClusterRow: ("unknown_cluster", "cluster_id", "id"),
+    DeviceClaimRow: ("unknown_device_claim", "claim_id", "id"),
+    EmergencyRow: ("unknown_emergency", "emergency", "id"),
+    EmergencyTemplateRow: ("unknown_template", "template", "id"),
+    EnrolmentTokenRow: ("unknown_enrolment_token", "token_id", "id"),
+    FeedRow: ("unknown_feed", "feed_id", "id"),
+    GrantRow: ("unknown_grant", "grant_id", "id"),
+    GroupRow: ("unknown_group", "group_id", "id"),
+    LiveSessionRow: ("unknown_live", "live", "id"),
+    NodeRow: ("unknown_node", "node_id", "id"),
+    ObligationRow: ("unknown_obligation", "obligation_id", "id"),
+    ProgrammeRow: ("unknown_programme", "programme", "id"),
+    ScheduleRow: ("unknown_schedule", "schedule", "id"),
+    SendingRow: ("unknown_sending", "sending", "id"),
+    StopAllRow: ("unknown_stop_all", "stop_all", "id"),
+    TieRow: ("unknown_tie", "tie", "id"),
+}
+"""Code and fact by which the store says that there is no such row; the column the fact is from."""
+
+
+def unknown(of: str | Placed) -> NotFound:
+    """What is raised for a place or a row that does not exist, or that the actor may not know of."""
+    if isinstance(of, str):
+        return NotFound("unknown_unit", unit_id=of)
+    code, fact, column = _UNKNOWN[type(of)]
+    return NotFound(code, **{fact: getattr(of, column)})
+
+
+def authorize(
+    session: Session, actor: Actor, action: Action, of: str | Placed, *, at: datetime, seen: bool = False
+) -> None:
+    """Return if `actor` may do `action` at the unit, or at the unit of the row, at this instant.
+
+    `seen`: the actor may know of it in another way than by reading at its place (a feed that is offered to them, an
+    emergency from above). Raises `Refused("not_permitted")` where the actor may read it, and `unknown(of)` otherwise.
     """
-    if not _is_permitted(session, actor, action, unit_id, at):
-        audit.note_denied(session, now=at, actor=actor.login, action=action.value, unit_id=unit_id)
-        raise Refused("not_permitted", action=action.value, unit_id=unit_id)
+    may_it, may_read = _standing(session, actor, action, of, at)
+    if may_it:
+        return
+    unit_id: str = of if isinstance(of, str) else of.unit_id
+    audit.note_denied(session, now=at, actor=actor.login, action=action.value, unit_id=unit_id)
+    if not (may_read or seen):
+        raise unknown(of)
+    raise Refused("not_permitted", action=action.value, unit_id=unit_id)
 
 
-def may(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> bool:
-    """Whether `authorize` would return; for what is shown rather than done."""
-    return _is_permitted(session, actor, action, unit_id, at)
-
-
-def _is_permitted(session: Session, actor: Actor, action: Action, unit_id: str, at: datetime) -> bool:
+def _standing(session: Session, actor: Actor, action: Action, of: str | Placed, at: datetime) -> tuple[bool, bool]:
+    """Whether the actor may do it there, and whether they may at least read there."""
     _note(action)
-    path = places.path_of(session, unit_id, places.local_date(at))
+    path = places.path_of(session, of if isinstance(of, str) else of.unit_id, places.local_date(at))
     if actor.everywhere:
-        return True
+        return True, True
     limit = actor.token_scope
-    is_within = limit is None or (
-        (limit.actions is None or action in limit.actions) and (limit.units is None or not limit.units.isdisjoint(path))
-    )
-    return is_within and any(
-        granted_at in path and action in MAY[role] for role, granted_at in people.grants_at(session, actor.user_id, at)
-    )
+    if limit is not None and limit.units is not None and limit.units.isdisjoint(path):
+        return False, False
+    held = [MAY[role] for role, granted_at in people.grants_at(session, actor.user_id, at) if granted_at in path]
+    given: frozenset[Action] = frozenset().union(*held)
+    if limit is not None and limit.actions is not None:
+        given &= limit.actions
+    return action in given, Action.READ in given
+
+
+def sees(session: Session, actor: Actor, unit_id: str, *, at: datetime) -> bool:
+    """Whether the actor may read at the unit."""
+    return may(session, actor, Action.READ, unit_id, at=at)
+
+
+def may(session: Session, actor: Actor, action: Action, of: str | Placed, *, at: datetime) -> bool:
+    """Whether `authorize` would return; for what is shown rather than done. Raises `NotFound` for an unknown unit."""
+    return _standing(session, actor, action, of, at)[0]
 
 
 def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> frozenset[str] | None:

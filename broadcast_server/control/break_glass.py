@@ -162,7 +162,7 @@ async def review(
 
     def work(session: Session) -> BreakGlassReviewRow:
         row = consents.review(session, emergency_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row, at=now)
         if actor.user_id == row.user_id:
             raise Refused("own_break_glass", fix="find_second_person")
         if actor.everywhere or not consents.is_enabled(session, actor.user_id):
@@ -245,7 +245,7 @@ async def approve_template(
 
     def look(session: Session) -> None:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=desk.clock.now())
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row, at=desk.clock.now())
 
     await desk.store.read(look)
     await proved(desk, actor, proof)
@@ -253,7 +253,7 @@ async def approve_template(
 
     def work(session: Session) -> TemplateView:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row, at=now)
         if not consents.is_enabled(session, actor.user_id):
             raise Refused("not_a_person", fix="name_two_people", login=actor.login)
         given = consents.approvals_of(session, (template_id,))[template_id]
@@ -282,7 +282,7 @@ async def retire_template(desk: Desk, actor: Actor, template_id: str) -> Templat
 
     def work(session: Session) -> TemplateView:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row, at=now)
         if row.retired_at is None:
             row.retired_at, row.retired_by = now, actor.login
             session.flush()

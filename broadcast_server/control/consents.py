@@ -93,7 +93,7 @@ async def _succeed(
 ) -> EmergencyView:
     def whose(session: Session) -> str:
         row = emergencies.emergency(session, request.emergency_id)
-        access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row.unit_id, at=desk.clock.now())
+        emergency.authorize_on(session, actor, Action.EMERGENCY_PROPOSE, row, desk.clock.now())
         return row.unit_id
 
     await desk.store.read(whose)
@@ -202,7 +202,7 @@ def _proposed(
 ) -> EmergencyRow:
     """What was proposed, still as it was seen, for somebody who may."""
     row = emergencies.emergency(session, emergency_id)
-    access.authorize(session, actor, action, row.unit_id, at=desk.clock.now())
+    emergency.authorize_on(session, actor, action, row, desk.clock.now())
     if row.content_hash != content_hash or emergencies.alarm_of(row).content_hash != content_hash:
         raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
     if row.state is EmergencyState.WITHDRAWN:
@@ -220,7 +220,7 @@ async def _may_at(desk: Desk, actor: Actor, action: Action, emergency_id: str) -
 
     def look(session: Session) -> EmergencyRow:
         row = emergencies.emergency(session, emergency_id)
-        access.authorize(session, actor, action, row.unit_id, at=now)
+        emergency.authorize_on(session, actor, action, row, now)
         return row
 
     return await desk.store.read(look)

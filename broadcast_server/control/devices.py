@@ -61,7 +61,7 @@ async def ask_binding(desk: Desk, actor: Actor, node_id: str) -> BindingView:
 
     def work(session: Session) -> BindingView:
         node = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_ENROL, node.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_ENROL, node, at=now)
         _in_doubt(node)
         row = devices.binding(session, node.id)
         if row is None:
@@ -111,7 +111,7 @@ async def answer_binding(desk: Desk, actor: Actor, node_id: str, code: str) -> B
 
     def work(session: Session) -> BindingView | BroadcastError:
         node = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_ENROL, node.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_ENROL, node, at=now)
         _in_doubt(node)
         row = devices.binding(session, node.id)
         if row is None or row.confirmed_at is not None:
@@ -149,7 +149,7 @@ async def approve_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
 
     def work(session: Session) -> NodeView:
         node = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_APPROVE, node.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_APPROVE, node, at=now)
         _in_doubt(node)
         if node.state is NodeState.QUARANTINED:
             raise Conflict("node_quarantined", node_id=node.id, fix="release_first")
@@ -167,7 +167,7 @@ async def quarantine_node(desk: Desk, actor: Actor, node_id: str, reason: str) -
 
     def work(session: Session) -> NodeView:
         node = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_RETIRE, node.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_RETIRE, node, at=now)
         check_node_in_service(node)
         why = QuarantineReason.BY_OFFICER
         if not devices.quarantine(session, node.id, why, told_by=actor.login, now=now, said=said):
@@ -189,7 +189,7 @@ async def release_node(desk: Desk, actor: Actor, node_id: str, reason: str) -> N
 
     def work(session: Session) -> NodeView:
         node = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_APPROVE, node.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_APPROVE, node, at=now)
         check_node_in_service(node)
         if node.state is not NodeState.QUARANTINED:
             raise Conflict("node_not_quarantined", node_id=node.id)

@@ -199,7 +199,7 @@ def new_successor(
     does already.
     """
     row = emergencies.emergency(session, request.emergency_id)
-    access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row.unit_id, at=now)
+    authorize_on(session, actor, Action.EMERGENCY_PROPOSE, row, now)
     _may_be_replaced(session, row)
     return _entered(
         session,
@@ -363,7 +363,7 @@ def enter_cancel(session: Session, actor: Actor, emergency_id: str, reason: str,
     row = emergencies.emergency(session, emergency_id)
     is_proposal = row.state is EmergencyState.PROPOSED
     action = Action.EMERGENCY_PROPOSE if is_proposal else Action.EMERGENCY_LAUNCH
-    access.authorize(session, actor, action, row.unit_id, at=now)
+    authorize_on(session, actor, action, row, now)
     if is_proposal:
         _end(session, actor, row, EmergencyState.WITHDRAWN, reason, now)
         audit_emergency(session, actor, now, "emergency.withdraw", row, reason=reason)
@@ -387,7 +387,7 @@ async def finish(
 
     def work(session: Session) -> EmergencyView:
         row = emergencies.emergency(session, emergency_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row.unit_id, at=now)
+        authorize_on(session, actor, Action.EMERGENCY_LAUNCH, row, now)
         successor = emergencies.successor_of(session, row.id)
         if successor is not None and successor.nature is EmergencyNature.FINAL:
             return view_of(session, successor, None, now)
@@ -451,7 +451,8 @@ async def release(desk: Desk, actor: Actor, latch_id: str, *, reason: str) -> St
 
     def work(session: Session) -> StopAllView:
         row = emergencies.stop_all(session, latch_id)
-        access.authorize(session, actor, Action.STOP_ALL, row.unit_id, at=now)
+        seen = _concerns(session, (row.unit_id,), access.scope(session, actor, Action.READ, at=now), now)
+        access.authorize(session, actor, Action.STOP_ALL, row, at=now, seen=seen)
         if row.released_at is None:
             row.released_at, row.released_by, row.release_reason = now, actor.login, reason
             deliveries.taken_back(session, f"{LATCH}{row.id}", now=now)
@@ -564,6 +565,13 @@ def _around(session: Session, roots: Collection[str] | None, now: datetime) -> f
     return places.subtree_of(session, roots, on) | above
 
 
+def authorize_on(session: Session, actor: Actor, action: Action, row: EmergencyRow, now: datetime) -> None:
+    """`access.authorize` at the place that raised it; who hears it may know of it, wherever it was raised."""
+    roots = access.scope(session, actor, Action.READ, at=now)
+    seen = _concerns(session, (row.unit_id, *row.units), roots, now)
+    access.authorize(session, actor, action, row, at=now, seen=seen)
+
+
 def _concerns(session: Session, units: Collection[str], roots: Collection[str] | None, now: datetime) -> bool:
     around = _around(session, roots, now)
     return around is None or not around.isdisjoint(units)
@@ -669,7 +677,7 @@ def round_of(session: Session, row: EmergencyRow) -> timedelta:
 def _approved(session: Session, actor: Actor, bulletin_id: str, language: str, now: datetime) -> tuple[str, str]:
     """The bulletin's approved version in a language, and its audio. Raises where nobody approved it."""
     bulletin = library.bulletin(session, bulletin_id)
-    access.authorize(session, actor, Action.READ, bulletin.unit_id, at=now)
+    access.authorize(session, actor, Action.READ, bulletin, at=now)
     for version in sorted(library.versions(session, (bulletin_id,))[bulletin_id], key=lambda one: -one.number):
         is_approved = version.state is VersionState.APPROVED and version.approved_hash == version.content_hash
         if version.language == language and is_approved and version.asset_sha256 is not None:

@@ -129,7 +129,7 @@ async def void_enrolment_token(desk: Desk, actor: Actor, token_id: str) -> None:
 
     def work(session: Session) -> None:
         row = fleet.enrolment_token_row(session, token_id)
-        access.authorize(session, actor, Action.NODE_ENROL, row.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_ENROL, row, at=now)
         row.uses_left = 0
         note(session, actor.login, "enrolment_token.void", row.unit_id, f"enrolment_token/{row.id}", now, {})
 
@@ -260,7 +260,7 @@ async def list_claims(desk: Desk, actor: Actor, query: ClaimQuery) -> list[Devic
 
 def _awaited(session: Session, actor: Actor, claim_id: str, now: datetime) -> DeviceClaimRow:
     row = devices.claim(session, claim_id)
-    access.authorize(session, actor, Action.NODE_ENROL, row.unit_id, at=now)
+    access.authorize(session, actor, Action.NODE_ENROL, row, at=now)
     if row.burned_at is not None or row.voided_at is not None:
         raise Conflict("claim_over", claim_id=claim_id, fix="register_device_again")
     return row

@@ -353,7 +353,7 @@ class _Importer:
             request = NewProgramme(self.unit_id, form.title, items, key=form.key)
             row = library.enter_programme(self.session, self.actor, request, self.desk.chance.new_id(), self.now)
             changed = True
-        elif row.title != form.title or row.items != library.items_as_rows(self.session, items):
+        elif row.title != form.title or row.items != library.items_as_rows(self.session, items, self.unit_id, self.now):
             library.enter_programme_change(self.session, self.actor, row, self.now, title=form.title, items=items)
             changed = True
         if row.asset_sha256 != audio.sha256:

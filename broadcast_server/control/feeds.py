@@ -130,7 +130,7 @@ async def add_feed(desk: Desk, actor: Actor, request: NewFeed) -> FeedMade:
         valid_to = _until_kind_closes(session, request.unit_id, request.valid_to, now)
         if request.valid_from is not None and valid_to is not None and valid_to <= request.valid_from:
             raise Invalid("empty_validity", field="valid_to", fix="until_after_from")
-        _check_successor(session, feed_id, request.successor_id)
+        _check_successor(session, actor, feed_id, request.successor_id, now)
         row = FeedRow(
             id=feed_id,
             unit_id=request.unit_id,
@@ -182,7 +182,7 @@ async def update_feed(
             row.valid_to = _until_kind_closes(session, row.unit_id, change.valid_to, now)
             detail["valid_to"] = change.valid_to.isoformat()
         if change.successor_id is not None:
-            _check_successor(session, row.id, change.successor_id)
+            _check_successor(session, actor, row.id, change.successor_id, now)
             row.successor_id = detail["successor_id"] = change.successor_id
         row.version += 1
         _tell(session, actor, "feed.update", row, now, detail)
@@ -235,11 +235,7 @@ async def get_feed(desk: Desk, actor: Actor, feed_id: str) -> FeedView:
     now = desk.clock.now()
 
     def work(session: Session) -> FeedView:
-        visible_to = access.scope(session, actor, Action.READ, at=now)
-        seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id)
-        if not seen:
-            raise NotFound("unknown_feed", feed_id=feed_id)
-        return _viewed(session, actor, seen, now)[0]
+        return _viewed(session, actor, [_seen(session, actor, feed_id, now)], now)[0]
 
     return await desk.store.read(work)
 
@@ -260,6 +256,8 @@ async def list_feeds(desk: Desk, actor: Actor, query: FeedQuery) -> list[FeedVie
     now = desk.clock.now()
 
     def work(session: Session) -> list[FeedView]:
+        if query.offered_to is not None:
+            access.authorize(session, actor, Action.READ, query.offered_to, at=now)
         seen = feeds.list_feeds(
             session,
             visible_to=access.scope(session, actor, Action.READ, at=now),
@@ -331,7 +329,10 @@ async def withdraw_offer(desk: Desk, actor: Actor, offer_id: str) -> FeedOfferRo
 
     def work(session: Session) -> FeedOfferRow:
         row = feeds.offer(session, offer_id)
-        feed = _mine(session, actor, Action.FEED_OFFER, row.feed_id, now)
+        try:
+            feed = _mine(session, actor, Action.FEED_OFFER, row.feed_id, now)
+        except NotFound:
+            raise NotFound("unknown_offer", offer_id=offer_id) from None
         if row.withdrawn_at is None:
             row.withdrawn_at = now
             session.flush()
@@ -347,7 +348,7 @@ async def list_offers(desk: Desk, actor: Actor, feed_id: str) -> list[FeedOfferR
     now = desk.clock.now()
 
     def work(session: Session) -> list[FeedOfferRow]:
-        feed = feeds.feed(session, feed_id)
+        feed = seen_feed(session, actor, feed_id, now)
         offers = feeds.offers_of(session, feed_id)
         roots = access.scope(session, actor, Action.READ, at=now)
         if roots is None or access.may(session, actor, Action.READ, feed.unit_id, at=now):
@@ -375,7 +376,7 @@ async def list_carriers(desk: Desk, actor: Actor, feed_id: str) -> list[Carrier]
     now = desk.clock.now()
 
     def work(session: Session) -> list[Carrier]:
-        feed = feeds.feed(session, feed_id)
+        feed = seen_feed(session, actor, feed_id, now)
         rows = feeds.carriers_of(session, feed_id, now)
         if not access.may(session, actor, Action.READ, feed.unit_id, at=now):
             roots = access.scope(session, actor, Action.READ, at=now) or frozenset()
@@ -528,7 +529,7 @@ async def lift_obligation(desk: Desk, actor: Actor, obligation_id: str) -> Oblig
 
     def work(session: Session) -> ObligationView:
         row = feeds.obligation(session, obligation_id)
-        access.authorize(session, actor, Action.OBLIGE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.OBLIGE, row, at=now, seen=_concerns(session, actor, row, now))
         schedule = schedules.schedule(session, row.schedule_id)
         if schedule.state is ScheduleState.ACTIVE:
             schedule.state = ScheduleState.CANCELLED
@@ -549,13 +550,7 @@ async def get_obligation(desk: Desk, actor: Actor, obligation_id: str) -> Obliga
 
     def work(session: Session) -> ObligationView:
         row = feeds.obligation(session, obligation_id)
-        roots = access.scope(session, actor, Action.READ, at=now)
-        on = places.local_date(now)
-        path = places.path_of(session, row.unit_id, on)
-        is_seen = roots is None or any(
-            root in path or row.unit_id in places.path_of(session, root, on) for root in roots
-        )
-        if not is_seen:
+        if not _concerns(session, actor, row, now):
             raise NotFound("unknown_obligation", obligation_id=obligation_id)
         return ObligationView(row, schedules.schedule(session, row.schedule_id))
 
@@ -569,6 +564,8 @@ async def list_obligations(
     now = desk.clock.now()
 
     def work(session: Session) -> list[ObligationView]:
+        if for_unit is not None:
+            access.authorize(session, actor, Action.READ, for_unit, at=now)
         roots = access.scope(session, actor, Action.READ, at=now)
         rows = feeds.list_obligations(
             session, roots, places.local_date(now), for_unit=for_unit, after=after, limit=limit
@@ -576,6 +573,14 @@ async def list_obligations(
         return [ObligationView(row, schedules.schedule(session, row.schedule_id)) for row in rows]
 
     return await desk.store.read(work)
+
+
+def _concerns(session: Session, actor: Actor, row: ObligationRow, now: datetime) -> bool:
+    """Whether it was laid on the actor's places, or above them."""
+    roots = access.scope(session, actor, Action.READ, at=now)
+    on = places.local_date(now)
+    path = places.path_of(session, row.unit_id, on)
+    return roots is None or any(root in path or row.unit_id in places.path_of(session, root, on) for root in roots)
 
 
 def _content_to_oblige(
@@ -587,12 +592,16 @@ def _content_to_oblige(
             if request.length is None or not timedelta(seconds=1) <= request.length <= _LONGEST_RELAY:
                 raise Invalid("relay_length_out_of_range", field="length_ms", most_ms=24 * 3_600_000)
             feed = feeds.feed(session, request.content_id)
+            if not feeds.is_known_to(session, feed, request.unit_id, places.local_date(begins)):
+                raise access.unknown(feed)
             right = feeds.relay_right(session, feed, request.unit_id, begins)
             if not right.is_given:
                 raise Refused("feed_not_offered", field="content_id", feed_id=feed.id, unit_id=request.unit_id)
             return feed.name, BulletinClass.NORMAL, request.length
         case ContentKind.BULLETIN:
             bulletin = library.bulletin(session, request.content_id)
+            if not places.is_on_line(session, request.unit_id, bulletin.unit_id, places.local_date(begins)):
+                raise access.unknown(bulletin)
             if library.approved_version(session, bulletin.id, request.language) is None:
                 raise Refused("not_approved", field="content_id", bulletin_id=bulletin.id)
             return bulletin.title, bulletin.klass, None
@@ -622,8 +631,27 @@ def _targets_inside(session: Session, targets: Sequence[Target], unit_id: str, n
 
 def _mine(session: Session, actor: Actor, action: Action, feed_id: str, now: datetime) -> FeedRow:
     row = feeds.feed(session, feed_id)
-    access.authorize(session, actor, action, row.unit_id, at=now)
+    access.authorize(session, actor, action, row, at=now, seen=is_seen(session, actor, feed_id, now))
     return row
+
+
+def seen_feed(session: Session, actor: Actor, feed_id: str, now: datetime) -> FeedRow:
+    """A feed the actor owns or may come to relay. Raises `NotFound("unknown_feed")` for any other."""
+    return _seen(session, actor, feed_id, now).feed
+
+
+def is_seen(session: Session, actor: Actor, feed_id: str, now: datetime) -> bool:
+    """Whether `seen_feed` would return."""
+    visible_to = access.scope(session, actor, Action.READ, at=now)
+    return bool(feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id))
+
+
+def _seen(session: Session, actor: Actor, feed_id: str, now: datetime) -> feeds.FeedSeen:
+    visible_to = access.scope(session, actor, Action.READ, at=now)
+    seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id)
+    if not seen:
+        raise NotFound("unknown_feed", feed_id=feed_id)
+    return seen[0]
 
 
 def _view(session: Session, row: FeedRow) -> FeedView:
@@ -684,8 +712,10 @@ def _check_url(kind: FeedKind, url: str | None) -> None:
         raise Invalid("url_invalid", field="url", fix="give_http_url")
 
 
-def _check_successor(session: Session, feed_id: str, successor_id: str | None) -> None:
+def _check_successor(session: Session, actor: Actor, feed_id: str, successor_id: str | None, now: datetime) -> None:
     seen = {feed_id}
+    if successor_id is not None and not is_seen(session, actor, successor_id, now):
+        raise Invalid("unknown_feed", field="successor_id", feed_id=successor_id)
     while successor_id is not None:
         if successor_id in seen:
             raise Invalid("successor_circle", field="successor_id", feed_id=successor_id)

@@ -178,7 +178,7 @@ async def update_cluster(
     def work(session: Session) -> ClusterView:
         row = fleet.cluster(session, cluster_id)
         only_volume = change.config is not None and change.name is None and change.latitude is None
-        access.authorize(session, actor, Action.VOLUME_SET if only_volume else Action.CLUSTER_EDIT, row.unit_id, at=now)
+        access.authorize(session, actor, Action.VOLUME_SET if only_volume else Action.CLUSTER_EDIT, row, at=now)
         check_version(row.version, version)
         detail: dict[str, Any] = {}
         if change.name is not None:
@@ -203,7 +203,7 @@ async def retire_cluster(desk: Desk, actor: Actor, cluster_id: str, *, version: 
 
     def work(session: Session) -> ClusterView:
         row = fleet.cluster(session, cluster_id)
-        access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
+        access.authorize(session, actor, Action.CLUSTER_EDIT, row, at=now)
         check_in_service(row)
         check_version(row.version, version)
         for node in fleet.nodes_in_service(session, [row.id]):
@@ -222,7 +222,7 @@ async def get_cluster(desk: Desk, actor: Actor, cluster_id: str) -> ClusterView:
 
     def work(session: Session) -> ClusterView:
         row = fleet.cluster(session, cluster_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return _cluster_view(session, row)
 
     return await desk.store.read(work)
@@ -302,7 +302,7 @@ async def update_group(
 
     def work(session: Session) -> GroupView:
         row = fleet.group(session, group_id)
-        access.authorize(session, actor, Action.CLUSTER_EDIT, row.unit_id, at=now)
+        access.authorize(session, actor, Action.CLUSTER_EDIT, row, at=now)
         check_version(row.version, version)
         if name is not None:
             row.name = clean_text(name, "name")
@@ -322,7 +322,7 @@ async def get_group(desk: Desk, actor: Actor, group_id: str) -> GroupView:
 
     def work(session: Session) -> GroupView:
         row = fleet.group(session, group_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return _group_view(session, row)
 
     return await desk.store.read(work)
@@ -401,7 +401,7 @@ async def get_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
 
     def work(session: Session) -> NodeView:
         row = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return node_view(session, node_id, now)
 
     return await desk.store.read(work)
@@ -413,7 +413,7 @@ async def retire_node(desk: Desk, actor: Actor, node_id: str) -> NodeView:
 
     def work(session: Session) -> NodeView:
         row = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.NODE_RETIRE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.NODE_RETIRE, row, at=now)
         check_node_in_service(row)
         retire(session, actor.login, row, now, "retired")
         return node_view(session, node_id, now)
@@ -454,7 +454,7 @@ async def order_node(desk: Desk, actor: Actor, request: Order) -> OutboxRow:
     def work(session: Session) -> OutboxRow:
         node = fleet.node(session, request.node_id)
         needed = Action.NODE_RETIRE if request.verb is OrderVerb.REBOOT else Action.NODE_ORDER
-        access.authorize(session, actor, needed, node.unit_id, at=now)
+        access.authorize(session, actor, needed, node, at=now)
         check_node_in_service(node)
         if request.verb is OrderVerb.TEST_TONE:
             _not_at_night(session, node, Window(now, now + request.expires_in + timedelta(seconds=request.seconds)))
@@ -484,7 +484,7 @@ async def list_orders(desk: Desk, actor: Actor, node_id: str) -> list[OutboxRow]
 
     def work(session: Session) -> list[OutboxRow]:
         row = fleet.node(session, node_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return list(fleet.orders_of(session, node_id))
 
     return await desk.store.read(work)

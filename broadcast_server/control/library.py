@@ -369,7 +369,7 @@ async def change_bulletin(
 
     def work(session: Session) -> BulletinView:
         row = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.BULLETIN_WRITE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.BULLETIN_WRITE, row, at=now)
         library.expect_version(row, version)
         if change.title is not None:
             library.rename(row, _title(change.title))
@@ -389,7 +389,7 @@ async def write_text(desk: Desk, actor: Actor, request: TextVersion) -> Bulletin
     """Add a version that a voice speaks, as a draft."""
     now = desk.clock.now()
     _check_language(request.language)
-    await _may_write(desk, actor, request.bulletin_id, now)
+    await _may_write(desk, actor, request.bulletin_id, now, chime=request.chime_asset)
     audio = await spoken(desk, request.text, request.voice, request.chime_asset)
     version_id = desk.chance.new_id()
 
@@ -444,10 +444,12 @@ async def may_write(desk: Desk, actor: Actor, bulletin_id: str) -> None:
     await _may_write(desk, actor, bulletin_id, desk.clock.now())
 
 
-async def _may_write(desk: Desk, actor: Actor, bulletin_id: str, now: datetime) -> None:
+async def _may_write(desk: Desk, actor: Actor, bulletin_id: str, now: datetime, *, chime: str | None = None) -> None:
     def look(session: Session) -> None:
         row = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.BULLETIN_WRITE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.BULLETIN_WRITE, row, at=now)
+        if chime is not None:
+            _on_line(session, library.asset(session, chime), row.unit_id, now)
 
     await desk.store.read(look)
 
@@ -467,7 +469,7 @@ def enter_version(
     asset_sha256: str | None = None,
 ) -> BulletinVersionRow:
     """A new draft, from fresh `audio` or an asset already entered, inside a transaction of the caller's."""
-    access.authorize(session, actor, Action.BULLETIN_WRITE, bulletin.unit_id, at=now)
+    access.authorize(session, actor, Action.BULLETIN_WRITE, bulletin, at=now)
     if audio is not None:
         asset_sha256 = enter_audio(session, audio, unit_id=bulletin.unit_id, label=bulletin.title, now=now).sha256
     elif asset_sha256 is not None:
@@ -500,6 +502,7 @@ async def approve_version(
 
     def work(session: Session) -> BulletinView:
         bulletin = library.bulletin(session, bulletin_id)
+        access.authorize(session, actor, Action.READ, bulletin, at=now)
         enter_approval(session, actor, bulletin, library.version(session, bulletin_id, version_id), content_hash, now)
         return _bulletin_view(session, bulletin)
 
@@ -517,7 +520,7 @@ def enter_approval(
     """`approve_version` inside a transaction of the caller's."""
     is_emergency = bulletin.klass is BulletinClass.EMERGENCY
     action = Action.EMERGENCY_LAUNCH if is_emergency else Action.BULLETIN_APPROVE
-    access.authorize(session, actor, action, bulletin.unit_id, at=now)
+    access.authorize(session, actor, action, bulletin, at=now)
     actual = version_hash(text=row.text, voice=row.voice, asset_sha256=row.asset_sha256)
     if content_hash not in {row.content_hash, actual} or row.content_hash != actual:
         raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
@@ -539,7 +542,7 @@ async def recall(desk: Desk, actor: Actor, bulletin_id: str, version_id: str | N
 
     def work(session: Session) -> BulletinView:
         bulletin = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.BULLETIN_APPROVE, bulletin.unit_id, at=now)
+        access.authorize(session, actor, Action.BULLETIN_APPROVE, bulletin, at=now)
         rows = library.versions(session, (bulletin_id,))[bulletin_id]
         if version_id is not None:
             rows = [library.version(session, bulletin_id, version_id)]
@@ -562,7 +565,7 @@ async def get_bulletin(desk: Desk, actor: Actor, bulletin_id: str) -> BulletinVi
 
     def work(session: Session) -> BulletinView:
         row = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return _bulletin_view(session, row)
 
     return await desk.store.read(work)
@@ -614,7 +617,7 @@ def enter_programme(
 ) -> ProgrammeRow:
     """`create_programme` inside a transaction of the caller's."""
     access.authorize(session, actor, Action.PROGRAMME_WRITE, request.unit_id, at=now)
-    items = items_as_rows(session, request.items)
+    items = items_as_rows(session, request.items, request.unit_id, now)
     row = library.add_programme(
         session,
         programme_id=programme_id,
@@ -644,6 +647,7 @@ async def change_programme(
 
     def work(session: Session) -> ProgrammeRow:
         row = library.programme(session, programme_id)
+        access.authorize(session, actor, Action.PROGRAMME_WRITE, row, at=now)
         library.expect_version(row, version)
         enter_programme_change(session, actor, row, now, title=title, items=items)
         return row
@@ -661,11 +665,11 @@ def enter_programme_change(
     items: tuple[ProgrammeItem, ...] | None = None,
 ) -> None:
     """`change_programme` inside a transaction of the caller's."""
-    access.authorize(session, actor, Action.PROGRAMME_WRITE, row.unit_id, at=now)
+    access.authorize(session, actor, Action.PROGRAMME_WRITE, row, at=now)
     if title is not None:
         library.rename(row, _title(title))
     if items is not None:
-        row.items = items_as_rows(session, items)
+        row.items = items_as_rows(session, items, row.unit_id, now)
         row.asset_sha256 = row.content_hash = None
         row.approved_hash = row.approved_by = row.approved_at = None
     row.version += 1
@@ -682,7 +686,7 @@ async def render_programme(desk: Desk, actor: Actor, programme_id: str) -> Progr
 
     def look(session: Session) -> tuple[int, list[tuple[str, ItemRole, str]]]:
         row = library.programme(session, programme_id)
-        access.authorize(session, actor, Action.PROGRAMME_WRITE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.PROGRAMME_WRITE, row, at=now)
         return row.version, sounding_items(session, row.items)
 
     version, items = await desk.store.read(look)
@@ -726,7 +730,7 @@ def enter_programme_approval(
     session: Session, actor: Actor, row: ProgrammeRow, content_hash: str, now: datetime
 ) -> None:
     """`approve_programme` inside a transaction of the caller's."""
-    access.authorize(session, actor, Action.PROGRAMME_APPROVE, row.unit_id, at=now)
+    access.authorize(session, actor, Action.PROGRAMME_APPROVE, row, at=now)
     if row.asset_sha256 is None or row.content_hash is None:
         raise Conflict("no_audio_yet", field="content_hash", fix="render_again")
     if content_hash != row.content_hash or row.content_hash != programme_hash(row.items, row.asset_sha256):
@@ -743,7 +747,7 @@ async def get_programme(desk: Desk, actor: Actor, programme_id: str) -> Programm
 
     def work(session: Session) -> ProgrammeRow:
         row = library.programme(session, programme_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return row
 
     return await desk.store.read(work)
@@ -761,8 +765,13 @@ async def list_programmes(desk: Desk, actor: Actor, query: LibraryQuery) -> list
     return await desk.store.read(work)
 
 
-def items_as_rows(session: Session, items: Sequence[ProgrammeItem]) -> list[dict[str, Any]]:
-    """Items as the register keeps them, each with an id. Raises `Invalid` naming `items[i]`."""
+def items_as_rows(
+    session: Session, items: Sequence[ProgrammeItem], unit_id: str, now: datetime
+) -> list[dict[str, Any]]:
+    """Items as the register keeps them, each with an id: of the unit, of what lies above it or below it.
+
+    Raises `Invalid`, `NotFound` naming `items[i]`.
+    """
     if not any(item.role is ItemRole.ITEM for item in items):
         raise Invalid("programme_empty", field="items", fix="add_an_item")
     if len(items) > _MOST_ITEMS:
@@ -778,15 +787,21 @@ def items_as_rows(session: Session, items: Sequence[ProgrammeItem]) -> list[dict
         row: dict[str, Any] = {"item_id": f"{number + 1}", "role": item.role.value}
         try:
             if item.bulletin_id is not None:
-                library.bulletin(session, item.bulletin_id)
+                _on_line(session, library.bulletin(session, item.bulletin_id), unit_id, now)
                 row |= {"bulletin_id": item.bulletin_id, "language": item.language}
             elif item.asset_sha256 is not None:
-                library.asset(session, item.asset_sha256)
+                _on_line(session, library.asset(session, item.asset_sha256), unit_id, now)
                 row["asset_sha256"] = item.asset_sha256
         except NotFound as error:
             raise NotFound(error.code, **error.facts, field=f"items[{number}]", fix="pick_content") from None
         rows.append(row)
     return rows
+
+
+def _on_line(session: Session, row: BulletinRow | AssetRow, unit_id: str, now: datetime) -> None:
+    """Raise as for an unknown one unless it is the unit's own, or of a unit above or below."""
+    if not places.is_on_line(session, unit_id, row.unit_id, places.local_date(now)):
+        raise access.unknown(row)
 
 
 def sounding_items(session: Session, items: Sequence[Mapping[str, Any]]) -> list[tuple[str, ItemRole, str]]:
@@ -824,7 +839,7 @@ async def get_asset(desk: Desk, actor: Actor, sha256: str) -> AssetRow:
 
     def work(session: Session) -> AssetRow:
         row = library.asset(session, sha256)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return row
 
     return await desk.store.read(work)
@@ -845,7 +860,7 @@ async def open_asset(desk: Desk, bearer: str | Actor, sha256: str) -> Path:
             return
         actor = bearer if isinstance(bearer, Actor) else access.actor_of_token(session, bearer, now)
         row = library.asset(session, sha256)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
 
     await desk.store.read(look)
     path = desk.audio.assets.path(sha256)

@@ -258,7 +258,7 @@ async def renew_live(desk: Desk, ingest: LiveIngest, actor: Actor, session_id: s
 
 def _expect_speaker(session: Session, actor: Actor, session_id: str, now: datetime) -> None:
     row = live.get(session, session_id)
-    access.authorize(session, actor, Action.LIVE, row.unit_id, at=now)
+    access.authorize(session, actor, Action.LIVE, row, at=now)
     if row.user_id != actor.user_id:
         raise Refused("live_of_another", speaker=row.speaker)
     if row.state is not LiveState.OPEN:
@@ -273,7 +273,7 @@ async def close_live(desk: Desk, ingest: LiveIngest, actor: Actor, session_id: s
     def work(session: Session) -> LiveView:
         row = live.get(session, session_id)
         action = Action.LIVE if row.user_id == actor.user_id else Action.STOP
-        access.authorize(session, actor, action, row.unit_id, at=now)
+        access.authorize(session, actor, action, row, at=now)
         if row.state is LiveState.OPEN:
             _end(session, actor, row, LiveEnd.CLOSED, state, now)
         return _view(session, row)
@@ -312,7 +312,7 @@ async def get_live(desk: Desk, actor: Actor, session_id: str) -> LiveView:
 
     def work(session: Session) -> LiveView:
         row = live.get(session, session_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return _view(session, row)
 
     return await desk.store.read(work)
@@ -324,7 +324,7 @@ async def look_at_live(desk: Desk, actor: Actor, session_id: str) -> Sight:
 
     def work(session: Session) -> Sight:
         row = live.get(session, session_id)
-        access.authorize(session, actor, Action.LIVE, row.unit_id, at=now)
+        access.authorize(session, actor, Action.LIVE, row, at=now)
         cut = _cut_of(session, row, now) if row.state is LiveState.OPEN else None
         return Sight(
             state=row.state,

@@ -22,13 +22,13 @@ from broadcast_server.domain import stagger
 from broadcast_server.domain.alarm import on_air
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.delivery import ALERT
-from broadcast_server.domain.errors import Invalid, NotFound
+from broadcast_server.domain.errors import Invalid
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import QuietHours, StationPolicy, Violation
 from broadcast_server.domain.proof import Missing as NoReport
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
-from broadcast_server.store import emergencies, losses, places, schedules, sendings, ties
+from broadcast_server.store import emergencies, fleet, losses, places, schedules, sendings, ties
 from broadcast_server.store.schedules import Blocked, Fault, ScheduledEntry
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import TieRow
@@ -320,10 +320,10 @@ def _quiet_at(around: Neighbourhood, cluster_id: str, at: datetime) -> Window | 
 
 
 def _authorize_cluster(session: Session, actor: Actor, around: Neighbourhood, cluster_id: str, now: datetime) -> None:
-    unit_id = around.clusters.get(cluster_id)
-    if unit_id is None:
-        raise NotFound("unknown_cluster", cluster_id=cluster_id)
-    access.authorize(session, actor, Action.READ, unit_id, at=now)
+    row = fleet.cluster(session, cluster_id)
+    access.authorize(session, actor, Action.READ, row, at=now)
+    if cluster_id not in around.clusters:  # out of service
+        raise access.unknown(row)
 
 
 def _check_window(window: Window) -> None:

@@ -43,7 +43,7 @@ class NewGrant:
 
 @dataclass(frozen=True, slots=True)
 class UserView:
-    """A person and every grant they have had, oldest first."""
+    """A person and the grants they have had, oldest first: all of one's own, of others those at one's own places."""
 
     user: UserRow
     grants: tuple[GrantRow, ...]
@@ -104,7 +104,7 @@ async def end_grant(desk: Desk, actor: Actor, user_id: str, grant_id: str) -> Gr
         row = session.get(GrantRow, grant_id)
         if row is None or row.user_id != user_id:
             raise NotFound("unknown_grant", grant_id=grant_id)
-        access.authorize(session, actor, Action.PEOPLE_EDIT, row.unit_id, at=now)
+        access.authorize(session, actor, Action.PEOPLE_EDIT, row, at=now)
         _may_give(session, actor, row.role, row.unit_id, now)
         if row.valid_to is None or row.valid_to > now:
             row.valid_to = now
@@ -126,7 +126,7 @@ async def disable_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
             row.disabled_at = now
             sessions.end_all(session, row.id, now)
             _audit(session, actor, "user.disable", None, user_id, now, {})
-        return _view(session, row)
+        return _view_for(session, actor, row, now)
 
     return await desk.store.begin(work)
 
@@ -186,7 +186,7 @@ async def get_user(desk: Desk, actor: Actor, user_id: str) -> UserView:
         row = _user(session, user_id)
         if row.id != actor.user_id and not actor.everywhere:
             _shares_a_place(session, actor, row, now)
-        return _view(session, row)
+        return _view_for(session, actor, row, now)
 
     return await desk.store.read(work)
 
@@ -207,6 +207,9 @@ async def list_users(desk: Desk, actor: Actor, *, after: str | None = None, limi
         roots = access.scope(session, actor, Action.PEOPLE_EDIT, at=now)
         rows = people.list_users(session, roots, now, after=after, limit=limit)
         grants = people.grants_of(session, [row.id for row in rows])
+        if roots is not None:
+            mine = places.subtree_of(session, roots, places.local_date(now))
+            grants = [one for one in grants if one.unit_id in mine]
         return [UserView(row, tuple(one for one in grants if one.user_id == row.id)) for row in rows]
 
     return await desk.store.read(work)
@@ -273,7 +276,10 @@ async def revoke_token(desk: Desk, actor: Actor, user_id: str, token_id: str) ->
         row = session.get(TokenRow, token_id)
         if row is None or row.user_id != user_id:
             raise NotFound("unknown_token", token_id=token_id)
-        require_own_or_managed(session, actor, user_id, now)
+        try:
+            require_own_or_managed(session, actor, user_id, now)
+        except NotFound:
+            raise NotFound("unknown_token", token_id=token_id) from None
         if row.revoked_at is None:
             row.revoked_at = now
             _audit(session, actor, "token.revoke", None, user_id, now, {"token_id": token_id})
@@ -341,9 +347,10 @@ def _may_give(session: Session, actor: Actor, role: Role, unit_id: str, now: dat
 
 
 def _may_manage(session: Session, actor: Actor, user: UserRow, now: datetime) -> None:
-    """Raise unless the actor may give every role the user holds now or will hold."""
+    """Raise unless the actor may give every role the user holds now or will hold; as for nobody if out of sight."""
     if actor.everywhere:
         return
+    _shares_a_place(session, actor, user, now)
     held = [one for one in people.grants_of(session, [user.id]) if one.valid_to is None or one.valid_to > now]
     if not held:
         raise Refused("not_permitted", action=Action.PEOPLE_EDIT.value, unit_id=None)
@@ -388,6 +395,16 @@ def _user(session: Session, user_id: str) -> UserRow:
 
 def _view(session: Session, row: UserRow) -> UserView:
     return UserView(row, tuple(people.grants_of(session, [row.id])))
+
+
+def _view_for(session: Session, actor: Actor, row: UserRow, now: datetime) -> UserView:
+    """As the actor may see it: a person's rights at places of others are no concern of theirs."""
+    view = _view(session, row)
+    if actor.everywhere or row.id == actor.user_id:
+        return view
+    roots = access.scope(session, actor, Action.PEOPLE_EDIT, at=now) or frozenset()
+    mine = places.subtree_of(session, roots, places.local_date(now))
+    return UserView(row, tuple(one for one in view.grants if one.unit_id in mine))
 
 
 def _audit(

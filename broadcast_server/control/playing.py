@@ -122,7 +122,7 @@ async def stop(desk: Desk, actor: Actor, entry_id: str) -> Stopped:
 
     def work(session: Session) -> Stopped:
         row = schedules.schedule(session, schedule_id)
-        access.authorize(session, actor, Action.STOP, row.unit_id, at=now)
+        access.authorize(session, actor, Action.STOP, row, at=now)
         return enter_stop(session, actor, entry_id, now)
 
     return await desk.store.begin(work)

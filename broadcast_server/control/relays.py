@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.feeds import is_seen, seen_feed
 from broadcast_server.control.places import check_version, clean_text
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
-from broadcast_server.store import audit, feeds, library, relays
+from broadcast_server.store import audit, feeds, library, places, relays
 from broadcast_server.store.relays import MOST_SUBSTITUTES
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import FeedRow, FeedStatusRow, PushSessionRow, RelaySpanRow
@@ -59,7 +60,7 @@ async def get_relay(desk: Desk, actor: Actor, feed_id: str) -> RelayView:
     now = desk.clock.now()
 
     def work(session: Session) -> RelayView:
-        return _view(session, _visible(session, actor, feed_id, now))
+        return _view(session, seen_feed(session, actor, feed_id, now))
 
     return await desk.store.read(work)
 
@@ -79,7 +80,7 @@ async def set_relay(
 
     def work(session: Session) -> RelayView:
         row = feeds.feed(session, feed_id)
-        access.authorize(session, actor, Action.FEED_OWN, row.unit_id, at=now)
+        access.authorize(session, actor, Action.FEED_OWN, row, at=now, seen=is_seen(session, actor, feed_id, now))
         check_version(row.version, version)
         for number, substitute_id in enumerate(setting.substitutes):
             field = f"substitutes[{number}]"
@@ -90,6 +91,8 @@ async def set_relay(
             _check_substitute(session, row, substitute_id, field, now)
         if setting.filler_id is not None:
             bulletin = library.bulletin(session, setting.filler_id)
+            if not places.is_on_line(session, row.unit_id, bulletin.unit_id, places.local_date(now)):
+                raise access.unknown(bulletin)
             if relays.filler_asset(session, bulletin.id) is None:
                 raise Refused("not_approved", field="filler_id", bulletin_id=bulletin.id)
         relays.put_substitutes(session, feed_id, setting.substitutes)
@@ -175,7 +178,7 @@ async def list_spans(
     now = desk.clock.now()
 
     def work(session: Session) -> list[RelaySpanRow]:
-        row = _visible(session, actor, feed_id, now)
+        row = seen_feed(session, actor, feed_id, now)
         return relays.spans(session, row.id, since=since, until=until)
 
     return await desk.store.read(work)
@@ -189,7 +192,7 @@ async def list_pushes(
 
     def work(session: Session) -> list[PushSessionRow]:
         row = feeds.feed(session, feed_id)
-        access.authorize(session, actor, Action.FEED_PUSH, row.unit_id, at=now)
+        access.authorize(session, actor, Action.FEED_PUSH, row, at=now, seen=is_seen(session, actor, feed_id, now))
         return relays.push_sessions(session, row.id, after=after, limit=limit)
 
     return await desk.store.read(work)
@@ -207,10 +210,10 @@ async def listen_in(
         raise Unavailable("monitor_not_here", feed_id=feed_id)
 
     def work(session: Session) -> str:
-        row = _visible(session, actor, feed_id, now)
+        row = seen_feed(session, actor, feed_id, now)
         may_stop = access.scope(session, actor, Action.STOP, at=now)
         if may_stop is not None and not may_stop:
-            access.authorize(session, actor, Action.FEED_PUSH, row.unit_id, at=now)
+            access.authorize(session, actor, Action.FEED_PUSH, row, at=now, seen=True)
         _tell(session, actor, "feed.listen", row, now, {"at": at.value})
         return row.id
 
@@ -220,18 +223,10 @@ async def listen_in(
 # -- shared -----------------------------------------------------------------------------------------------------------
 
 
-def _visible(session: Session, actor: Actor, feed_id: str, now: datetime) -> FeedRow:
-    visible_to = access.scope(session, actor, Action.READ, at=now)
-    seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id)
-    if not seen:
-        raise NotFound("unknown_feed", feed_id=feed_id)
-    return seen[0].feed
-
-
 def _stoppable(session: Session, actor: Actor, feed_id: str, now: datetime) -> FeedRow:
     row = feeds.feed(session, feed_id)
-    if not access.may(session, actor, Action.FEED_OWN, row.unit_id, at=now):
-        access.authorize(session, actor, Action.STOP, row.unit_id, at=now)
+    if not access.may(session, actor, Action.FEED_OWN, row, at=now):
+        access.authorize(session, actor, Action.STOP, row, at=now, seen=is_seen(session, actor, feed_id, now))
     return row
 
 
@@ -240,6 +235,8 @@ def _check_substitute(session: Session, row: FeedRow, substitute_id: str, field:
         substitute = feeds.feed(session, substitute_id)
     except NotFound as unknown:
         raise Invalid("unknown_feed", field=field, feed_id=substitute_id) from unknown
+    if not feeds.is_known_to(session, substitute, row.unit_id, places.local_date(now)):
+        raise Invalid("unknown_feed", field=field, feed_id=substitute_id)
     if not feeds.may_relay(session, substitute, row.unit_id, now):
         raise Refused("substitute_not_offered", field=field, feed_id=substitute_id)
 

@@ -432,7 +432,7 @@ async def get_schedule(desk: Desk, actor: Actor, schedule_id: str) -> ScheduleVi
 
     def work(session: Session) -> ScheduleView:
         row = schedules.schedule(session, schedule_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return _shown(session, row)
 
     return await desk.store.read(work)
@@ -564,6 +564,14 @@ def _targets(around: Neighbourhood, unit_id: str, asked: tuple[Target, ...]) -> 
             if target.kind is TargetKind.UNIT
             else all(around.clusters[cluster] in inside for cluster in around.reach((target,)))
         )
+        if not is_inside and target.kind is not TargetKind.UNIT:
+            raise Invalid(
+                "unknown_target",
+                field=f"targets[{number}].ref",
+                kind=target.kind.value,
+                ref=target.ref,
+                fix="pick_target",
+            )
         if not is_inside:
             raise Invalid(
                 "target_outside_unit",
@@ -581,6 +589,8 @@ def _content(session: Session, around: Neighbourhood, request: NewSchedule) -> _
         return _Content(request.name or "", BulletinClass.NORMAL, ScheduleKind.LIVE)
     if request.content_kind is ContentKind.FEED:
         feed = _found(feeds.feed, session, request.content_id)
+        if not feeds.is_known_to(session, feed, request.unit_id, around.on):
+            raise NotFound("unknown_feed", field="content_id", fix="pick_content", feed_id=request.content_id)
         return _Content(feed.name, BulletinClass.NORMAL, ScheduleKind.RELAY)
     if request.content_kind is ContentKind.PROGRAMME:
         programme = _found(library.programme, session, request.content_id)
@@ -676,7 +686,7 @@ def _open_row(
 ) -> tuple[ScheduleRow, tuple[Target, ...]]:
     """A schedule that still has something to come, for whoever may change it."""
     row = schedules.schedule(session, schedule_id)
-    access.authorize(session, actor, Action.SCHEDULE, row.unit_id, at=now)
+    access.authorize(session, actor, Action.SCHEDULE, row, at=now)
     if row.kind is ScheduleKind.LIVE:
         raise Conflict("live_is_closed_not_changed", field="schedule_id", fix="close_live", live=row.content_id)
     schedules.expect_version(row, version)

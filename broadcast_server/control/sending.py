@@ -252,7 +252,7 @@ async def recall(desk: Desk, actor: Actor, sending_id: str, note: str) -> Sendin
 
     def work(session: Session) -> None:
         row = sendings.sending(session, sending_id)
-        access.authorize(session, actor, Action.SEND, row.unit_id, at=now)
+        access.authorize(session, actor, Action.SEND, row, at=now)
         if row.recalled_at is not None:
             return
         row.recalled_at, row.recalled_by, row.note = now, actor.login, note
@@ -464,7 +464,7 @@ def _first_end(*ends: datetime | None) -> datetime | None:
 
 def _open_sending(session: Session, actor: Actor, sending_id: str, now: datetime) -> SendingRow:
     row = sendings.sending(session, sending_id)
-    access.authorize(session, actor, Action.SEND, row.unit_id, at=now)
+    access.authorize(session, actor, Action.SEND, row, at=now)
     if row.recalled_at is not None:
         raise Conflict("sending_recalled", field="sending_id", fix="send_anew", by=row.recalled_by)
     return row
@@ -741,7 +741,9 @@ async def receive(desk: Desk, actor: Actor, arrival_id: str) -> ArrivalView:
 
     def work(session: Session) -> ArrivalView:
         row = sendings.arrival(session, arrival_id)
-        access.authorize(session, actor, Action.SCHEDULE, row.unit_id, at=now)
+        sender = sendings.sending(session, row.sending_id).unit_id
+        seen = access.sees(session, actor, sender, at=now)
+        access.authorize(session, actor, Action.SCHEDULE, row, at=now, seen=seen)
         if row.received_at is None:
             row.received_at, row.received_by = now, actor.login
             session.flush()
@@ -841,8 +843,8 @@ def _to_decide(
 ) -> tuple[ArrivalRow, SendingRow]:
     """An arrival that waits for its unit. Raises `Conflict` naming what became of it."""
     row = sendings.arrival(session, arrival_id)
-    access.authorize(session, actor, action, row.unit_id, at=now)
     sending = sendings.sending(session, row.sending_id)
+    access.authorize(session, actor, action, row, at=now, seen=access.sees(session, actor, sending.unit_id, at=now))
     if sending.klass is not BulletinClass.NORMAL:
         raise Conflict("placed_by_server", field="arrival_id", fix="order_ties", klass=sending.klass.value)
     if row.state is not ArrivalState.WAITING:
@@ -866,7 +868,7 @@ async def get_sending(desk: Desk, actor: Actor, sending_id: str) -> SendingView:
 
     def work(session: Session) -> SendingView:
         row = sendings.sending(session, sending_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return SendingView(row, _viewed(session, sendings.arrivals_of(session, (row.id,))[row.id], now))
 
     return await desk.store.read(work)
@@ -893,7 +895,7 @@ async def get_arrival(desk: Desk, actor: Actor, arrival_id: str) -> ArrivalView:
         row = sendings.arrival(session, arrival_id)
         sender = sendings.sending(session, row.sending_id).unit_id
         if not access.may(session, actor, Action.READ, sender, at=now):
-            access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+            access.authorize(session, actor, Action.READ, row, at=now)
         return _viewed(session, (row,), now)[0]
 
     return await desk.store.read(work)

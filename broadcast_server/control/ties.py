@@ -244,7 +244,7 @@ async def order_tie(desk: Desk, actor: Actor, request: OrderTie) -> TieRow:
 
     def work(session: Session) -> TieRow:
         row = ties.tie(session, request.tie_id)
-        access.authorize(session, actor, Action.SCHEDULE_PRIORITY, row.unit_id, at=now)
+        access.authorize(session, actor, Action.SCHEDULE_PRIORITY, row, at=now)
         if row.state not in {TieState.PENDING, TieState.DECIDED} or row.deadline <= now:
             raise Conflict("tie_over", field="tie_id", fix="see_tie", state=row.state.value, by=row.decided_by or "")
         known = [option["entry_id"] for option in row.options]
@@ -293,7 +293,7 @@ async def get_tie(desk: Desk, actor: Actor, tie_id: str) -> TieRow:
 
     def work(session: Session) -> TieRow:
         row = ties.tie(session, tie_id)
-        access.authorize(session, actor, Action.READ, row.unit_id, at=now)
+        access.authorize(session, actor, Action.READ, row, at=now)
         return row
 
     return await desk.store.read(work)

@@ -285,6 +285,12 @@ def relay_right(session: Session, row: FeedRow, unit_id: str, at: datetime) -> R
     return RelayRight(is_given=False, reason=reason, subject=last.id)
 
 
+def is_known_to(session: Session, row: FeedRow, unit_id: str, on: date) -> bool:
+    """Whether a unit may know of the feed: it is owned, or was ever offered, above it, at it or below it."""
+    offered = set(session.scalars(select(FeedOfferRow.unit_id).where(FeedOfferRow.feed_id == row.id)))
+    return any(places.is_on_line(session, unit_id, place, on) for place in {row.unit_id, *offered})
+
+
 def may_relay(session: Session, row: FeedRow, unit_id: str, at: datetime) -> bool:
     """`relay_right`, as a yes or no."""
     return relay_right(session, row, unit_id, at).is_given

@@ -126,6 +126,11 @@ def path_of(session: Session, unit_id: str, on: date) -> tuple[str, ...]:
     return tuple(path)
 
 
+def is_on_line(session: Session, unit_id: str, other_id: str, on: date) -> bool:
+    """Whether one of the two lies in the other on this date, or they are the same."""
+    return other_id in path_of(session, unit_id, on) or unit_id in path_of(session, other_id, on)
+
+
 def paths_of(session: Session, unit_ids: Collection[str], on: date) -> dict[str, tuple[str, ...]]:
     """`path_of` for many units in one query per level."""
     above: dict[str, str] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from broadcast_server.store import facts, leases
+from broadcast_server.store import facts, feeds, leases, places
 from broadcast_server.store.tables import (
     ClusterRow,
     ConflictRow,
@@ -46,37 +47,44 @@ class Overview:
     audit_contradicted: int
 
 
-def overview(session: Session) -> Overview:
-    """What stands in the rows now; at most `FEEDS_SHOWN` feeds, by name."""
+def overview(session: Session, roots: frozenset[str] | None, at: datetime) -> Overview:
+    """What stands in the rows now, counted over these subtrees (None: all).
+
+    At most `FEEDS_SHOWN` feeds: those owned in, or offered to, these places.
+    """
+    inside = None if roots is None else places.subtree_query(roots, places.local_date(at))
     broker = facts.find(session, facts.BROKER)
     contradicted = facts.find(session, facts.AUDIT_CONTRADICTED)
-    in_use = NodeRow.retired_at.is_(None)
-    feeds = session.execute(
-        select(FeedRow, FeedStatusRow)
-        .outerjoin(FeedStatusRow, FeedStatusRow.feed_id == FeedRow.id)
-        .where(FeedRow.revoked_at.is_(None))
-        .order_by(FeedRow.name_folded, FeedRow.id)
-        .limit(FEEDS_SHOWN)
-    )
+    seen = feeds.list_feeds(session, visible_to=roots, at=at, limit=FEEDS_SHOWN)
+    in_use = _inside(select(NodeRow.id).where(NodeRow.retired_at.is_(None)), NodeRow.unit_id, inside)
+    online = in_use.join(NodeStatusRow, NodeStatusRow.node_id == NodeRow.id).where(NodeStatusRow.link == "online")
+    waiting = in_use.join(NodePlanRow, NodePlanRow.node_id == NodeRow.id).where(NodePlanRow.acknowledged_at.is_(None))
+    clusters = select(ClusterRow.id).where(ClusterRow.retired_at.is_(None))
+    active = select(ScheduleRow.id).where(ScheduleRow.state == ScheduleState.ACTIVE)
+    conflicts = select(ConflictRow.id).where(ConflictRow.closed_at.is_(None))
     return Overview(
         leader=session.get(LeaseRow, leases.LEADER),
         broker=None if broker is None else broker.get("kind"),
-        units=_count(session, select(UnitRow.id)),
-        clusters=_count(session, select(ClusterRow.id).where(ClusterRow.retired_at.is_(None))),
-        nodes=_count(session, select(NodeRow.id).where(in_use)),
-        nodes_online=_count(
-            session,
-            select(NodeRow.id)
-            .join(NodeStatusRow, NodeStatusRow.node_id == NodeRow.id)
-            .where(in_use, NodeStatusRow.link == "online"),
+        units=_count(session, _inside(select(UnitRow.id), UnitRow.id, inside)),
+        clusters=_count(session, _inside(clusters, ClusterRow.unit_id, inside)),
+        nodes=_count(session, in_use),
+        nodes_online=_count(session, online),
+        schedules_active=_count(session, _inside(active, ScheduleRow.unit_id, inside)),
+        plans_waiting=_count(session, waiting),
+        conflicts_open=_count(session, _inside(conflicts, ConflictRow.unit_id, inside)),
+        feeds=sorted(
+            ((one.feed, one.status) for one in seen if one.feed.revoked_at is None),
+            key=lambda pair: (pair[0].name_folded, pair[0].id),
         ),
-        schedules_active=_count(session, select(ScheduleRow.id).where(ScheduleRow.state == ScheduleState.ACTIVE)),
-        plans_waiting=_count(session, select(NodePlanRow.node_id).where(NodePlanRow.acknowledged_at.is_(None))),
-        conflicts_open=_count(session, select(ConflictRow.id).where(ConflictRow.closed_at.is_(None))),
-        feeds=[(feed, status) for feed, status in feeds],
         jobs=session.scalars(select(JobRow).order_by(JobRow.name)).all(),
         audit_contradicted=0 if contradicted is None else len(contradicted["open"]),
     )
+
+
+def _inside(
+    rows: Select[tuple[str]], unit: InstrumentedAttribute[str], inside: Select[tuple[str]] | None
+) -> Select[tuple[str]]:
+    return rows if inside is None else rows.where(unit.in_(inside))
 
 
 def alive(session: Session) -> bool:

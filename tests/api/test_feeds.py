@@ -62,7 +62,7 @@ async def test_a_pulled_feed_is_owned_offered_and_seen_by_those_it_is_offered_to
     withdrawn = await station.editor.post(f"{V1}/offers/{offer.json()['id']}/withdrawal")
     assert withdrawn.json()["withdrawn_at"] is not None
     assert (await station.lan.get(f"{V1}/feeds", params={"offered_to": YEN_THANH})).json()["items"] == []
-    assert (await station.lan.post(f"{V1}/feeds", json=pull())).json()["code"] == "not_permitted"
+    assert (await station.lan.post(f"{V1}/feeds", json=pull())).json()["code"] == "unknown_unit"
 
 
 async def test_a_pushed_feed_tells_its_credential_once(station: Station):
@@ -122,7 +122,7 @@ async def test_an_obligation_is_laid_carried_turned_into_a_conflict_and_lifted(s
     lifted = await station.editor.delete(f"{V1}/obligations/{laid.json()['id']}")
     assert lifted.json()["is_in_force"] is False
     assert (await station.editor.get(f"{V1}/conflicts")).json()["items"] == []
-    assert (await station.lan.post(f"{V1}/obligations", json=form)).status_code == 403
+    assert (await station.lan.post(f"{V1}/obligations", json=form)).status_code == 404
     naive = await station.editor.post(f"{V1}/obligations", json=form | {"rule": {"kind": "weekly"}})
     assert naive.status_code == 422
 
@@ -151,6 +151,6 @@ async def test_a_head_enters_a_colleague_who_gets_a_token_and_works(station: Sta
         refused = await client.post(f"{V1}/users/{user_id}/grants", json=mighty)
         assert (refused.status_code, refused.json()["code"]) == (403, "role_not_yours_to_give")
         elsewhere = {"login": "x", "name": "X", "grant": {"role": "broadcaster", "unit_id": QUYNH_LUU}}
-        assert (await client.post(f"{V1}/users", json=elsewhere)).json()["code"] == "not_permitted"
+        assert (await client.post(f"{V1}/users", json=elsewhere)).json()["code"] == "unknown_unit"
         listed = (await client.get(f"{V1}/users", params={"limit": 2})).json()
         assert listed["next"] is not None

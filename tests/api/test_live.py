@@ -94,7 +94,7 @@ async def test_what_it_would_cut_is_previewed_and_refused_until_accepted(tmp_pat
 
 async def test_refusals_are_problems_with_a_fix(tmp_path: Path):
     async with an_office(tmp_path) as office:
-        told(await office.client.post(f"{API}/live", json={"unit_id": TAY}), 403, "not_permitted")
+        told(await office.client.post(f"{API}/live", json={"unit_id": TAY}), 404, "unknown_unit")
         told(await office.client.post(f"{API}/live", json={"unit_id": DONG, "minutes": 31}), 403, "live_too_long")
         told(await office.client.get(f"{API}/live/khong-co"), 404, "unknown_live")
         await office.it.emergency(DONG, until=at(9, 30))

@@ -110,5 +110,5 @@ async def test_lines_are_filtered_and_paged() -> None:
         one_day = {"from": at(0, day=3).isoformat(), "until": at(0, day=4).isoformat()}
         lines = (await client.get(f"{API}/plays", params=one_day)).json()["items"]
         assert [line["cluster_code"] for line in lines] == ["CUM-02", "CUM-01"]
-        told(await client.get(f"{API}/plays", params={"unit": TAY}), 403, "not_permitted")
+        told(await client.get(f"{API}/plays", params={"unit": TAY}), 404, "unknown_unit")
         told(await client.get(f"{API}/plays", params={"cursor": "eA"}), 422, "cursor_invalid")

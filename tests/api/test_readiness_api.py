@@ -103,6 +103,6 @@ async def test_nothing_due_no_right_and_no_sense() -> None:
     async with an_office() as (_, client):
         seen = (await client.get(f"{API}/readiness", params={"unit": DONG})).json()
         assert (seen["at"], seen["nodes"], seen["items"]) == (None, 0, [])
-        told(await client.get(f"{API}/readiness", params={"unit": TAY}), 403, "not_permitted")
+        told(await client.get(f"{API}/readiness", params={"unit": TAY}), 404, "unknown_unit")
         far = {"unit": DONG, "at": at(5, day=20).isoformat()}
         told(await client.get(f"{API}/readiness", params=far), 422, "readiness_too_far")

@@ -4,12 +4,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter
+from sqlalchemy import select
 
 from broadcast_server.api.router import create_api
 from broadcast_server.store import clocks, facts, leases
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import FeedRow, FeedStatusRow, JobRow, UnitKindRow, UnitRow
-from broadcast_server.store.words import FeedKind, FeedState, Tier
+from broadcast_server.store.tables import FeedRow, FeedStatusRow, GrantRow, JobRow, UnitKindRow, UnitRow, UserRow
+from broadcast_server.store.words import FeedKind, FeedState, Role, Tier
 from tests.support.api import a_client, a_token
 from tests.support.clock import FakeClock
 from tests.support.database import a_store
@@ -46,6 +47,8 @@ async def test_the_server_at_a_glance():
             session.flush()
             session.add(UnitRow(id="40", kind="province", name="Nghệ An", name_folded="nghe an", created_at=now))
             session.flush()
+            lan = session.scalars(select(UserRow)).one()
+            session.add(GrantRow(id="g1", user_id=lan.id, role=Role.TECHNICIAN, unit_id="40", valid_from=now))
             session.add(
                 FeedRow(
                     id="f1",
@@ -80,6 +83,35 @@ async def test_the_server_at_a_glance():
     ]
     assert "url" not in told["feeds"][0]
     assert [job["name"] for job in told["jobs"]] == ["backup"]
+
+
+async def test_a_stranger_to_a_place_sees_the_machine_and_nothing_of_the_place():
+    async with a_bare_desk() as desk, a_client(desk, token=await a_token(desk)) as client:
+        now = desk.clock.now()
+
+        def a_place(session: Session) -> None:
+            session.add(UnitKindRow(code="province", name_vi="Tỉnh", name_en="Province"))
+            session.flush()
+            session.add(UnitRow(id="40", kind="province", name="Nghệ An", name_folded="nghe an", created_at=now))
+            session.flush()
+            facts.put(session, facts.BROKER, {"kind": "mosquitto", "host": "127.0.0.1", "port": 1883}, now=now)
+            session.add(
+                FeedRow(
+                    id="f1",
+                    unit_id="40",
+                    name="Đài tỉnh (mô phỏng)",
+                    name_folded="dai tinh (mo phong)",
+                    tier=Tier.PROVINCE,
+                    kind=FeedKind.PULL,
+                    url="http://127.0.0.1:1/live.mp3",
+                    created_at=now,
+                )
+            )
+
+        await desk.store.begin(a_place)
+        told = (await client.get("/api/v1/system")).json()
+
+    assert (told["broker"], told["units"], told["feeds"]) == ("mosquitto", 0, [])
 
 
 async def test_nobody_looks_into_the_machine_without_a_token():

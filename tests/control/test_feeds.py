@@ -221,7 +221,7 @@ async def test_a_producer_offers_her_own_feed_and_no_other(desk: Desk):
         feeds.revoke_feed(desk, producer, theirs.id),
         feeds.update_feed(desk, producer, theirs.id, FeedChange(name="của tôi")),
     ):
-        with pytest.raises(Refused, match="not_permitted"):
+        with pytest.raises(NotFound, match="unknown_feed"):
             await forbidden
 
 

@@ -24,7 +24,7 @@ from broadcast_server.control.fleet import (
 )
 from broadcast_server.control.people import NewGrant
 from broadcast_server.control.places import NewUnit
-from broadcast_server.domain.errors import Conflict, Invalid, Refused, Unavailable
+from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.domain.policy import QuietHours
 from broadcast_server.mqtt.broker import password_is_right, password_line
 from broadcast_server.store import audit
@@ -192,15 +192,15 @@ async def test_the_technician_of_one_commune_sees_and_touches_no_other(desk: Des
     told = await enrolment.enrol(desk, a_box(await a_token(desk)))
     tech = await somebody(desk, Role.TECHNICIAN, QUYNH_LUU)
     assert await fleet.list_nodes(desk, tech, NodeQuery()) == []
-    for forbidden in (
-        fleet.get_node(desk, tech, told.node_id),
-        fleet.retire_node(desk, tech, told.node_id),
-        fleet.order_node(desk, tech, Order(told.node_id, OrderVerb.IDENTIFY)),
-        enrolment.create_enrolment_token(desk, tech, NewEnrolmentToken(YEN_THANH)),
-        fleet.list_nodes(desk, tech, NodeQuery(within=PROVINCE)),
-        fleet.create_cluster(desk, tech, NewCluster(YEN_THANH)),
+    for forbidden, code in (
+        (fleet.get_node(desk, tech, told.node_id), "unknown_node"),
+        (fleet.retire_node(desk, tech, told.node_id), "unknown_node"),
+        (fleet.order_node(desk, tech, Order(told.node_id, OrderVerb.IDENTIFY)), "unknown_node"),
+        (enrolment.create_enrolment_token(desk, tech, NewEnrolmentToken(YEN_THANH)), "unknown_unit"),
+        (fleet.list_nodes(desk, tech, NodeQuery(within=PROVINCE)), "unknown_unit"),
+        (fleet.create_cluster(desk, tech, NewCluster(YEN_THANH)), "unknown_unit"),
     ):
-        with pytest.raises(Refused, match="not_permitted"):
+        with pytest.raises(NotFound, match=code):
             await forbidden
 
 

@@ -70,11 +70,11 @@ async def test_moving_takes_a_right_at_both_ends(desk: Desk):
     head = await somebody(desk, Role.COMMUNE_HEAD, YEN_THANH)
     made = await places.create_unit(desk, head, NewUnit("hamlet", "Xóm 2", YEN_THANH, "17506-02"))
     await places.move_unit(desk, head, MoveUnit(made.id, HAMLET, date(2026, 7, 1)))
-    with pytest.raises(Refused, match="not_permitted"):
+    with pytest.raises(NotFound, match="unknown_unit"):
         await places.move_unit(desk, head, MoveUnit(HAMLET, QUYNH_LUU, date(2026, 7, 1)))
     with pytest.raises(Refused, match="not_permitted"):
         await places.move_unit(desk, head, MoveUnit(YEN_THANH, None, date(2026, 7, 1)))
-    with pytest.raises(Refused, match="not_permitted"):
+    with pytest.raises(NotFound, match="unknown_unit"):
         await places.create_unit(desk, head, NewUnit("commune", "Xã Khác", PROVINCE))
 
 
@@ -191,7 +191,7 @@ async def test_only_who_keeps_the_country_may_import():
     async with a_bare_desk() as desk:
         await a_country(desk)
         admin = await somebody(desk, Role.ADMIN, PROVINCE)
-        with pytest.raises(Refused, match="not_permitted"):
+        with pytest.raises(NotFound, match="unknown_unit"):
             await places.import_vietnam(desk, admin)
         keeper = await somebody(desk, Role.ADMIN, COUNTRY)
         assert (await places.import_vietnam(desk, keeper)).new_units == 3_356 - 4  # what a_country made is there

@@ -14,7 +14,7 @@ from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.feeds import NewFeed, NewOffer
 from broadcast_server.control.relays import RelaySetting
-from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, Refused, Unavailable
+from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.store import relays as rows
 from broadcast_server.store.tables import AuditRow, FeedRow
 from broadcast_server.store.words import FeedKind, ListenAt, RelayedKind, Role, Tier
@@ -60,6 +60,7 @@ async def test_who_stands_in_is_in_order_and_only_while_the_owner_may_relay_it(d
         ("itself", "substitute_circle", Invalid),
         ("twice", "substitute_twice", Invalid),
         ("nobody", "unknown_feed", Invalid),
+        ("foreign", "unknown_feed", Invalid),
         ("not_offered", "substitute_not_offered", Refused),
         ("six", "too_many_substitutes", Invalid),
         ("late", "delay_out_of_range", Invalid),
@@ -72,7 +73,8 @@ async def test_a_bad_arrangement_is_refused_by_its_field(desk: Desk, case: str, 
         "itself": RelaySetting((main.id,)),
         "twice": RelaySetting((spare.id, spare.id)),
         "nobody": RelaySetting(("f-none",)),
-        "not_offered": RelaySetting((foreign.id,)),
+        "foreign": RelaySetting((foreign.id,)),
+        "not_offered": RelaySetting(((await a_feed(desk, "Đài tỉnh")).id,)),
         "six": RelaySetting(tuple(f"f{number}" for number in range(6))),
         "late": RelaySetting(delay_ms=30_001),
     }[case]
@@ -126,7 +128,7 @@ async def test_whoever_may_stop_at_the_owners_place_may_stop_the_feed(desk: Desk
     if may:
         assert (await relays.stop_feed(desk, actor, main.id, "sai")).feed.stopped_by == actor.login
     else:
-        with pytest.raises(Refused):
+        with pytest.raises(Refused if place == PROVINCE else NotFound):
             await relays.stop_feed(desk, actor, main.id, "sai")
 
 

@@ -531,7 +531,7 @@ async def test_who_may_not_look_sees_no_schedules() -> None:
         assert len(await scheduling.list_schedules(village.desk, HA, query)) == 1
         stranger = scheduling.Actor("nobody", "nobody")
         assert await scheduling.list_schedules(village.desk, stranger, query) == []
-        with pytest.raises(Refused):
+        with pytest.raises(NotFound, match="unknown_unit"):
             await scheduling.list_schedules(village.desk, stranger, scheduling.ScheduleQuery(unit_id=DONG))
 
 

@@ -151,7 +151,7 @@ async def test_who_may_send_to_whom_and_who_may_decide() -> None:
         own = await village.bulletin("Tin xã", unit=DONG)
         hamlet = await places.create_unit(village.desk, OPERATOR, places.NewUnit("hamlet", "Thôn Thượng", DONG))
         cases: list[tuple[Actor, NewSending, type[Exception], str, str | None]] = [
-            (LAN, to(bulletin, DONG), Refused, "not_permitted", None),
+            (LAN, to(bulletin, DONG), NotFound, "unknown_unit", None),
             (NGOC, to(bulletin, DONG), Refused, "not_permitted", None),
             (HA, to(draft, DONG), Refused, "not_approved", "bulletin_id"),
             (HA, to(own, DONG), NotFound, "unknown_bulletin", "bulletin_id"),
