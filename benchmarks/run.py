@@ -40,6 +40,7 @@ GROUPS = {
     "security": (
         "audit_tampering",
         "bit_flips",
+        "enrolment",
         "forged_commands",
         "malformed_wire",
         "seeded_defects",
