@@ -87,7 +87,7 @@ from broadcast_server.signer.certificates import (
 )
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.signer.time_key import TimeKey, time_folder
-from broadcast_server.store import audit, facts, places
+from broadcast_server.store import audit, facts, people, places
 from broadcast_server.store.backup import back_up
 from broadcast_server.store.journal import NAME as JOURNAL_NAME
 from broadcast_server.store.journal import Journal
@@ -110,6 +110,7 @@ WORK_THREADS: Final = 3
 FILLER_LONGEST_S: Final = 300
 """A filler is held in memory as PCM: 5 minutes are 29 MB."""
 RENEW_EVERY_S: Final = 6 * 3_600.0
+FIRST_STEPS: Final = "broadcast-server place add NAME; broadcast-server user first-administrator LOGIN"
 SOCKET_FRAME_BYTES: Final = 128 * 1024
 """A microphone's chunk is 64 KiB at most; a longer frame closes its socket before it is in memory."""
 
@@ -190,6 +191,8 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
             await _engine_room(server, stack, supervisor, desk, watch)
         if Role.API in mine:
+            if await store.read(people.is_empty):
+                log.warning("server.nobody_yet", how=FIRST_STEPS)
             supervisor.keep("control.herald", Herald(desk).run, FOREVER)
             await _front_door(server, stack, desk, door)
         supervisor.keep("app.certificates", lambda: _keep_certificates(server, clock), FOREVER)

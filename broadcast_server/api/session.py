@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr, StringConstraints
 
 from broadcast_server.api import deps
 from broadcast_server.api.deps import ActorDep, DeskDep, OwnerDep
-from broadcast_server.api.fields import Form, IdPath, Shown
+from broadcast_server.api.fields import Form, IdPath, ProofForm, Shown
 from broadcast_server.api.gate import Router, asks, by_secret, signed_in
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.people import User
@@ -44,8 +44,8 @@ class LogInForm(Form):
     code: Code = ""
 
 
-class ProofForm(Form):
-    """What one types to prove who one is."""
+class PasswordForm(Form):
+    """The present password, and a code where codes are set up."""
 
     password: Password
     code: Code = ""
@@ -55,7 +55,7 @@ class ProofForm(Form):
         return Proof(self.password.get_secret_value(), self.code)
 
 
-class NewPasswordForm(ProofForm):
+class NewPasswordForm(PasswordForm):
     """The present password and a new one: at least 12 characters, not easily guessed."""
 
     new_password: Password
@@ -210,7 +210,7 @@ async def change_password(desk: DeskDep, actor: OwnerDep, form: NewPasswordForm,
 
 @router.post("/session/totp", status_code=201)
 @signed_in
-async def begin_totp(desk: DeskDep, actor: OwnerDep, form: ProofForm, response: Response) -> TotpOffered:
+async def begin_totp(desk: DeskDep, actor: OwnerDep, form: PasswordForm, response: Response) -> TotpOffered:
     """A new seed of one-time codes; in force once a code of it was confirmed."""
     offer = await accounts.begin_totp(desk, actor, form.proof())
     response.headers["Cache-Control"] = "no-store"
@@ -229,7 +229,7 @@ async def confirm_totp(desk: DeskDep, actor: OwnerDep, form: CodeForm, response:
 @signed_in
 async def renew_recovery_codes(desk: DeskDep, actor: ActorDep, form: ProofForm, response: Response) -> RecoveryCodes:
     """Ten new recovery codes; the old ones serve no more."""
-    codes = await accounts.renew_recovery_codes(desk, actor, form.proof())
+    codes = await accounts.renew_recovery_codes(desk, actor, form.given())
     response.headers["Cache-Control"] = "no-store"
     return RecoveryCodes(recovery_codes=list(codes))
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from broadcast_server.cli.office import run, tell
-from broadcast_server.control import people
+from broadcast_server.control import people, sign_in
 from broadcast_server.control.access import OPERATOR, Action, TokenScope
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.people import NewGrant, UserView
@@ -33,6 +33,81 @@ def add_user(
         raise typer.BadParameter("--role and --unit go together")
     grant = None if role is None or unit is None else NewGrant(role, unit)
     tell(_user(run(lambda desk: people.add_user(desk, OPERATOR, login, name or login, grant))), as_json=as_json)
+
+
+@users.command("first-administrator")
+def first_administrator(
+    login: str,
+    name: Annotated[str, typer.Option(help="full name")] = "",
+    unit: Annotated[list[str] | None, typer.Option(help="over this place; every root if left out")] = None,
+    as_json: Json = False,
+) -> None:
+    """Enter the first administrator and print the first password, once. Refused once there is one."""
+    made = run(lambda desk: people.first_administrator(desk, OPERATOR, login, name or login, unit or ()))
+    _tell_first(_user(made.view), made.first_password, as_json=as_json)
+
+
+@users.command("reset-password")
+def reset_password(login: str, as_json: Json = False) -> None:
+    """Print a first password for somebody, once: it must be changed within seven days. Their sign-ins end."""
+
+    async def errand(desk: Desk) -> tuple[UserView, str]:
+        view = await people.user_of_login(desk, OPERATOR, login)
+        return view, await people.reset_password(desk, OPERATOR, view.user.id)
+
+    view, first = run(errand)
+    _tell_first(_user(view), first, as_json=as_json)
+
+
+@users.command("reset-totp")
+def reset_totp(login: str, as_json: Json = False) -> None:
+    """The phone is lost: one-time codes are set up anew at the next log-in. Sign-ins end."""
+
+    async def errand(desk: Desk) -> UserView:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        return await people.reset_totp(desk, OPERATOR, user.id)
+
+    tell(_user(run(errand)), as_json=as_json)
+
+
+@users.command("sign-ins")
+def list_sign_ins(login: str, as_json: Json = False) -> None:
+    """Where somebody is signed in, newest first."""
+
+    async def errand(desk: Desk) -> list[dict[str, Any]]:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        rows = await sign_in.list_sign_ins(desk, OPERATOR, user.id)
+        return [
+            {
+                "id": row.id,
+                "address": row.address,
+                "agent": row.agent,
+                "created_at": row.created_at,
+                "seen_at": row.seen_at,
+                "ends_at": row.ends_at,
+            }
+            for row in rows
+        ]
+
+    tell(run(errand), as_json=as_json)
+
+
+@users.command("end-sign-ins")
+def end_sign_ins(
+    login: str,
+    sign_in_id: Annotated[str | None, typer.Option("--id", help="only this one")] = None,
+    as_json: Json = False,
+) -> None:
+    """Log somebody out everywhere."""
+
+    async def errand(desk: Desk) -> int:
+        user = (await people.user_of_login(desk, OPERATOR, login)).user
+        if sign_in_id is None:
+            return await sign_in.end_sign_ins(desk, OPERATOR, user.id)
+        await sign_in.end_sign_in(desk, OPERATOR, user.id, sign_in_id)
+        return 1
+
+    tell({"ended": run(errand)}, as_json=as_json)
 
 
 @users.command("list")
@@ -107,7 +182,14 @@ def list_tokens(login: Annotated[str, typer.Argument(metavar="USER")], as_json: 
         user = (await people.user_of_login(desk, OPERATOR, login)).user
         rows = await people.list_tokens(desk, OPERATOR, user.id)
         return [
-            {"id": row.id, "name": row.name, "expires_at": row.expires_at, "revoked_at": row.revoked_at} for row in rows
+            {
+                "id": row.id,
+                "name": row.name,
+                "scope": row.scope,
+                "expires_at": row.expires_at,
+                "revoked_at": row.revoked_at,
+            }
+            for row in rows
         ]
 
     tell(run(errand), as_json=as_json)
@@ -127,6 +209,16 @@ def revoke_token(
         return {"id": row.id, "name": row.name, "revoked_at": row.revoked_at}
 
     tell(run(errand), as_json=as_json)
+
+
+def _tell_first(user: dict[str, Any], first: str, *, as_json: bool) -> None:
+    if as_json:
+        tell({**user, "first_password": first}, as_json=True)
+        return
+    login = user["login"]
+    typer.echo(f"Mật khẩu lần đầu của {login}, chỉ hiện một lần, phải đổi trong 7 ngày:", err=True)
+    typer.echo(f"First password of {login}, shown once, to be changed within 7 days:", err=True)
+    typer.echo(first)
 
 
 def _user(view: UserView) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -57,6 +58,14 @@ class TokenMade:
     secret: str
 
 
+@dataclass(frozen=True, slots=True)
+class FirstAdministrator:
+    """Who may enter everybody else, with the password for the first log-in, told only here."""
+
+    view: UserView
+    first_password: str = field(repr=False)
+
+
 async def add_user(desk: Desk, actor: Actor, login: str, name: str, grant: NewGrant | None = None) -> UserView:
     """Enter a person, with a first grant unless the machine's operator adds one later.
 
@@ -64,20 +73,13 @@ async def add_user(desk: Desk, actor: Actor, login: str, name: str, grant: NewGr
     """
     now = desk.clock.now()
     user_id, grant_id = desk.chance.new_id(), desk.chance.new_id()
-    kept = clean_text(name, "name")
-    if not _LOGIN.fullmatch(login):
-        raise Invalid("login_invalid", field="login")
+    kept = _clean(login, name)
 
     def work(session: Session) -> UserView:
         if grant is None and not actor.everywhere:
             raise Invalid("grant_missing", field="grant")
-        if people.user_of_login(session, login) is not None:
-            raise Conflict("login_taken", field="login", login=login)
         row = UserRow(id=user_id, login=login, name=kept, created_at=now)
-        session.add(row)
-        session.flush()
-        unit_id = None if grant is None else grant.unit_id
-        _audit(session, actor, "user.add", unit_id, user_id, now, {"login": login})
+        _add(session, actor, row, None if grant is None else grant.unit_id)
         if grant is not None:
             _grant(session, actor, row, grant, grant_id, now)
         return _view(session, row)
@@ -168,6 +170,37 @@ async def reset_totp(desk: Desk, actor: Actor, user_id: str) -> UserView:
             ended = sessions.end_all(session, row.id, now)
             _audit(session, actor, "totp.reset", None, row.id, now, {"sign_ins_ended": ended})
         return _view(session, row)
+
+    return await desk.store.begin(work)
+
+
+async def first_administrator(
+    desk: Desk, actor: Actor, login: str, name: str, unit_ids: Collection[str] = ()
+) -> FirstAdministrator:
+    """The first person who may enter others: an administrator over these units, or over every root; told once.
+
+    For the machine's operator. Raises `Conflict("administrator_exists" | "no_place_yet" | "login_taken")`,
+    `Refused("not_permitted")`, `NotFound("unknown_unit")`, and as `add_user`.
+    """
+    if not actor.everywhere:
+        raise Refused("not_permitted", action=Action.PEOPLE_EDIT.value, unit_id=None)
+    kept, user_id, first = _clean(login, name), desk.chance.new_id(), first_password(desk)
+    async with desk.hashing.turn(actor.user_id, is_known=True):
+        hashed = await desk.executor.run(hashing.hash_of, first, desk.chance)
+
+    def work(session: Session) -> FirstAdministrator:
+        now = desk.clock.now()
+        if people.has_administrator(session, now):
+            raise Conflict("administrator_exists", fix="ask_administrator")
+        units = sorted(unit_ids) or places.roots(session, places.local_date(now))
+        if not units:
+            raise Conflict("no_place_yet", fix="add_place_first")
+        row = _add(session, actor, UserRow(id=user_id, login=login, name=kept, created_at=now), None)
+        for unit_id in units:
+            _grant(session, actor, row, NewGrant(Role.ADMIN, unit_id), desk.chance.new_id(), now)
+        credential = accounts.credential_of(session, row.id)
+        credential.password_hash, credential.password_set_at, credential.must_change = hashed, now, True
+        return FirstAdministrator(_view(session, row), first)
 
     return await desk.store.begin(work)
 
@@ -311,6 +344,22 @@ def _kept(scope: TokenScope | None) -> Json | None:
 
 
 # -- what is allowed --------------------------------------------------------------------------------------------------
+
+
+def _clean(login: str, name: str) -> str:
+    kept = clean_text(name, "name")
+    if not _LOGIN.fullmatch(login):
+        raise Invalid("login_invalid", field="login")
+    return kept
+
+
+def _add(session: Session, actor: Actor, row: UserRow, unit_id: str | None) -> UserRow:
+    if people.user_of_login(session, row.login) is not None:
+        raise Conflict("login_taken", field="login", login=row.login)
+    session.add(row)
+    session.flush()
+    _audit(session, actor, "user.add", unit_id, row.id, row.created_at, {"login": row.login})
+    return row
 
 
 def _grant(session: Session, actor: Actor, user: UserRow, request: NewGrant, grant_id: str, now: datetime) -> GrantRow:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from broadcast_server.store import places
 from broadcast_server.store.tables import GrantRow, TokenRow, UserRow
+from broadcast_server.store.tables_identity import CredentialRow
 from broadcast_server.store.words import Role
 
 
@@ -56,6 +57,28 @@ def grants_of(session: Session, user_ids: Sequence[str]) -> list[GrantRow]:
             select(GrantRow).where(GrantRow.user_id.in_(user_ids)).order_by(GrantRow.valid_from, GrantRow.id)
         )
     )
+
+
+def is_empty(session: Session) -> bool:
+    """Whether nobody was ever entered."""
+    return session.scalar(select(UserRow.id).limit(1)) is None
+
+
+def has_administrator(session: Session, at: datetime) -> bool:
+    """Whether somebody who is not locked out is an administrator of something, and can log in."""
+    query = (
+        select(UserRow.id)
+        .join(GrantRow, GrantRow.user_id == UserRow.id)
+        .join(CredentialRow, CredentialRow.user_id == UserRow.id)
+        .where(
+            GrantRow.role == Role.ADMIN,
+            _in_force(at),
+            UserRow.disabled_at.is_(None),
+            CredentialRow.password_hash.is_not(None),
+        )
+        .limit(1)
+    )
+    return session.scalar(query) is not None
 
 
 def list_users(

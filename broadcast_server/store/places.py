@@ -116,6 +116,13 @@ def parent_of(session: Session, unit_id: str, on: date) -> str | None:
     )
 
 
+def roots(session: Session, on: date) -> list[str]:
+    """The units that lie in no other on this date."""
+    every = list(session.scalars(select(UnitRow.id).order_by(UnitRow.id)))
+    inside = parents_on(session, every, on)
+    return [unit_id for unit_id in every if unit_id not in inside]
+
+
 def path_of(session: Session, unit_id: str, on: date) -> tuple[str, ...]:
     """The unit and its ancestors on this date, itself first. Raises `NotFound`, or `Corrupt` on a loop."""
     path = [unit(session, unit_id).id]

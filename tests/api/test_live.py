@@ -18,9 +18,11 @@ from broadcast_server.store.words import LiveEnd, LiveState
 from tests.api.test_schedules_api import give_token, told
 from tests.relay.ear import Listener, decoded, pair_of
 from tests.support.api import a_client
+from tests.support.browser import a_browser
 from tests.support.clock import settle
 from tests.support.live import FIRST, SECOND, LiveVillage, a_live_village, packets
 from tests.support.microphone import a_microphone
+from tests.support.people import with_password
 from tests.support.village import DONG, HA, LAN, NGOC, TAY, at
 
 API = "/api/v1"
@@ -108,6 +110,27 @@ async def test_a_page_of_a_stranger_opens_no_socket(tmp_path: Path, origin: str)
         session_id = await office.opened()
         async with office.microphone(session_id, origin=origin) as mic:
             assert (mic.is_open, mic.closed) == (False, (1008, ""))
+
+
+async def test_who_is_signed_in_speaks_from_our_own_page_only_and_until_the_log_out(tmp_path: Path):
+    async with an_office(tmp_path) as office:
+        lan = await with_password(office.it.desk, LAN)
+        async with a_browser(office.it.desk, office.app) as browser:
+            await browser.log_in_as(lan)
+            cookie = {"cookie": f"__Host-sid={browser.cookie}"}
+            session_id = await office.opened()
+            for origin in ({}, {"origin": "http://127.0.0.1:9999"}, {"origin": "https://127.0.0.1"}):
+                async with office.microphone(session_id, **cookie, **origin) as mic:
+                    await mic.say(format="opus")
+                    assert mic.told[-1]["error"]["code"] == "origin_refused"
+            async with office.microphone(session_id, **cookie, origin="http://127.0.0.1") as mic:
+                await mic.say(format="opus")
+                assert mic.told[0]["ready"] is True
+                await browser.send("DELETE", "/session")
+                await office.pass_by(4)
+                assert mic.told[-1]["error"]["code"] == "sign_in_over"
+                assert mic.closed is not None
+                assert mic.closed[0] == 4401
 
 
 async def test_our_own_page_opens_one_and_a_header_may_carry_the_token(tmp_path: Path):

@@ -151,7 +151,7 @@ async def test_somebody_new_can_do_nothing_but_change_the_password_and_set_up_co
                 ("GET", "/users/me", None),
                 ("GET", f"/users/{ha.user.id}/sign-ins", None),
                 ("POST", f"/users/{ha.user.id}/tokens", TOKEN),
-                ("POST", "/session/recovery-codes", {"password": first}),
+                ("POST", "/session/recovery-codes", {"password": first, "code": "123456"}),
             ]
             for method, path, body in forbidden:
                 assert code_of(await browser.send(method, path, body)) == (403, "password_must_change"), path
