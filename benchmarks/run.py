@@ -41,6 +41,7 @@ GROUPS = {
         "audit_tampering",
         "bit_flips",
         "enrolment",
+        "broker_acl",
         "forged_commands",
         "malformed_wire",
         "seeded_defects",
