@@ -29,7 +29,7 @@ from speaker_protocol import FORMAT_VERSION, OLDEST_FORMAT_VERSION, frames, topi
 from speaker_protocol import messages as wire
 from speaker_protocol.brief import encode_alert_set
 from speaker_protocol.rules import BulletinClass, Level
-from speaker_protocol.signing import CLOCK_TOLERANCE_MS, Kind, Refusal, parse
+from speaker_protocol.signing import CLOCK_TOLERANCE_MS, EVERYWHERE, Kind, Refusal, key_id_of, parse
 from tests.firmware_sim.siege import (
     EVIL,
     GOOD,
@@ -149,7 +149,7 @@ def _(s: Siege, kind: Kind) -> Shot:
 @attack("a revoked key", *BY_UNIT)
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
-    return shot(one, one.wrapped(one.sealed(signed_by=s.dice.choice(s.retired))), Refusal.REVOKED_KEY)
+    return shot(one, one.wrapped(one.sealed(signed_by=s.dice.choice(s.retired[-2:]))), Refusal.REVOKED_KEY)
 
 
 @attack("a key whose delegation ran out", *BY_UNIT, Kind.HEAD)
@@ -450,6 +450,75 @@ def _(s: Siege, kind: Kind) -> Shot:
     return shot(one, one.wrapped(one.sealed(signed_by=s.commune)), Refusal.KIND_NOT_ALLOWED)
 
 
+@attack("an authority that speaks itself", *BY_UNIT, Kind.HEAD, Kind.ACK)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    return shot(one, one.wrapped(one.sealed(signed_by=s.authority)), Refusal.KIND_NOT_ALLOWED)
+
+
+@attack("an authority that makes another authority", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    may = s.dice.choice((("KEYS",), ("KEYS", "PLAN", "ALERTS")))
+    one = one.but(body=s.delegation(s.stranger, PATH[0], may).encode(), signer=s.authority)
+    return shot(one, one.payload, Refusal.KIND_NOT_ALLOWED)
+
+
+@attack("an authority that delegates more than its place", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    unit = s.dice.choice((OTHER_UNIT, EVERYWHERE))
+    one = one.but(body=s.delegation(s.stranger, unit, ("PLAN", "ALERTS")).encode(), signer=s.authority)
+    return shot(one, one.payload, Refusal.OUT_OF_SCOPE)
+
+
+@attack("a delegation by an authority that is over", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind).but(signer=s.gone_authority)
+    return shot(one, one.payload, Refusal.OUTSIDE_DELEGATION)
+
+
+@attack("an older list of revocations", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    body = s.revocation_list(s.dice.randrange(1, s.revocations), s.commune)
+    one = one.but(body=body.encode(), signer=s.authority, target=PATH[1])
+    return shot(one, one.payload, Refusal.OLDER)
+
+
+@attack("the same list of revocations with other names", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    one = one.but(body=s.revocation_list(None, s.commune).encode(), signer=s.authority, target=PATH[1])
+    return shot(one, one.payload, Refusal.CONFLICTING)
+
+
+@attack("a revocation by whom the root did not ask", Kind.KEYS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    body = wire.RevocationBody(key_id=key_id_of(s.commune.public).hex(), at_ms=1)
+    one = one.but(body=body.encode(), signer=s.dice.choice((s.authority, s.commune, s.server)))
+    return shot(one, one.payload, Refusal.KIND_NOT_ALLOWED)
+
+
+@attack("floors nobody asked for", Kind.ACK)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    mute = tuple(
+        wire.Floor(topic=s.topic_of(each), epoch=(1 << 32) - 1, sequence=(1 << 53) - 1)
+        for each in (*BY_UNIT, Kind.HEAD)
+    )
+    body = wire.FloorsBody(nonce=f"{s.dice.getrandbits(64):016x}", floors=mute, rl_ver=s.dice.choice((0, 1 << 50)))
+    return shot(one, one.but(body=body.encode()).payload, "unasked_floors")
+
+
+@attack("a field that must be understood and is not", *ALL_KINDS)
+def _(s: Siege, kind: Kind) -> Shot:
+    one = s.letter(kind)
+    body = one.body[:-1] + b',"loudest":true,"crit":["loudest"]}'
+    return shot(one, one.but(body=body).payload, Refusal.CRITICAL_FIELD)
+
+
 @attack("hundreds of statements about keys", Kind.KEYS)
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
@@ -586,6 +655,7 @@ async def _after_move(s: Siege, tally: Tally) -> None:
     back = moved.but(sequence=s.ahead(server), body=body.encode())
     await say(tally, "config (move)", lambda: s.said(back, lambda: s.firmware.gate.path == PATH))
     await s.pass_s(1)
+    await say(tally, "head", s.head_good)
 
 
 async def _after_rotation(s: Siege, tally: Tally) -> None:
@@ -685,7 +755,9 @@ LEASE_OVER_S: Final = 14
 STORIES: Final = (
     _after_reboot,
     _after_power_cut,
+    _after_wipe,
     _after_clock_rollback,
+    _after_move,
     _after_rotation,
     _delegation_replayed,
     _class_above_key,

@@ -133,6 +133,9 @@ class Siege(Office):
         self.folder = folder
         self.dice = random.Random(f"{seed}/siege")
         self.stranger, self.neighbour, self.weak, self.late, self.early = (self._signer() for _ in range(5))
+        self.authority, self.gone_authority = self._signer(), self._signer()
+        self.revocations = 1
+        """Version of the list of revocations."""
         self.retired: list[Signer] = []
         self.voice = self._signer()
         self.evil_voice = self._signer()
@@ -320,20 +323,41 @@ class Siege(Office):
         return wire.DelegationBody(**told)
 
     def keys(self) -> None:
-        """The commune's and the server's; one of a neighbour, one too weak, one run out, one not begun."""
+        """Root, authority, commune; the server's; one of a neighbour, one too weak, one run out, one not begun."""
         now_ms = self.time.now_ms()
+        chain = [
+            self.delegation(self.authority, PATH[1], ("KEYS",)),
+            self.delegation(self.gone_authority, PATH[1], ("KEYS",), valid_until_ms=now_ms - 1),
+        ]
+        neighbour = self.delegation(self.neighbour, OTHER_UNIT, (*UNIT_MAY, *SERVER_MAY))  # known here, for there
         own = [
             self.delegation(self.commune, PATH[0], UNIT_MAY),
-            self.delegation(self.neighbour, OTHER_UNIT, (*UNIT_MAY, *SERVER_MAY)),
+            *(self.delegation(one, PATH[0], UNIT_MAY) for one in self.retired[-2:]),  # which the list then takes back
             self.delegation(self.weak, PATH[0], UNIT_MAY, max_class=BulletinClass.NORMAL),
             self.delegation(self.late, PATH[0], (*UNIT_MAY, *SERVER_MAY), valid_until_ms=now_ms - 1),
             self.delegation(self.early, PATH[0], (*UNIT_MAY, *SERVER_MAY), valid_from_ms=now_ms + 5_000 * HOUR_MS),
         ]
-        gone = [wire.RevocationBody(key_id=key_id_of(one.public).hex(), at_ms=now_ms - 1) for one in self.retired]
-        sealed = [self.seal(self.root, Kind.KEYS, PATH[0], body) for body in (*own, *gone)]
+        sealed = [self.seal(self.root, Kind.KEYS, body.unit, body) for body in chain]
+        sealed.append(self.seal(self.root, Kind.KEYS, PATH[0], neighbour))
+        sealed += [self.seal(self.authority, Kind.KEYS, body.unit, body) for body in own]
+        sealed.append(self.seal(self.authority, Kind.KEYS, PATH[1], self.revocation_list()))
         self.tell(topics.UnitKeys(PATH[0]), wire.join_keys(tuple(sealed)))
         server = self.delegation(self.server, PATH[1], SERVER_MAY)
         self.tell(topics.UnitKeys(PATH[1]), wire.join_keys((self.seal(self.root, Kind.KEYS, PATH[1], server),)))
+
+    def revocation_list(self, version: int | None = None, *more: Signer) -> wire.RevocationListBody:
+        """All that the authority revoked."""
+        at_ms = self.time.now_ms() - 1
+        gone = tuple(wire.RevokedKey(key_id=key_id_of(one.public).hex(), at_ms=at_ms) for one in (*self.retired, *more))
+        return wire.RevocationListBody(rl_ver=version or self.revocations, revoked=gone)
+
+    def floors(self, asked: wire.TimeQuestionBody) -> wire.FloorsBody:
+        """As the server tells them: the orders too, which nobody retains."""
+        told = super().floors(asked)
+        orders = wire.Floor(
+            topic=str(topics.NodeOrder(NODE)), epoch=self.commune.epoch, sequence=self.ahead(self.commune)
+        )
+        return told.model_copy(update={"floors": (*told.floors, orders), "rl_ver": self.revocations})
 
     def segments(self, name: str) -> tuple[wire.PlanSegment, ...]:
         """The relay now, a tune of the commune's own in a moment."""
@@ -425,6 +449,7 @@ class Siege(Office):
     def ahead(self, signer: Signer) -> int:
         """All keys of one server count as one; an attacker who stole one knows the number."""
         known = (self.commune, self.server, self.weak, self.neighbour, self.late, self.early, self.stranger, self.root)
+        known = (*known, self.authority, self.gone_authority)
         signer.sequence = 2 + max(one.sequence for one in (*known, *self.retired[-1:], signer))
         return signer.sequence
 
@@ -523,7 +548,8 @@ class Siege(Office):
 
     async def rotation_good(self) -> bool:
         """A new key for the commune; the old one is revoked."""
-        self.retired = [*self.retired[-7:], self.commune]
+        self.retired = [*self.retired, self.commune][-40:]
+        self.revocations += 1
         self.commune = self._signer()
         self.keys()
         await self.settle()
