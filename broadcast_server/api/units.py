@@ -225,6 +225,7 @@ class PolicyForm(Form):
     max_minutes_per_day: Annotated[int, Field(ge=1, le=1440)] | None = None
     max_gain_db: Annotated[float, Field(ge=-60, le=0)] = 0.0
     max_live_minutes: Annotated[int, Field(ge=1, le=120)] = 30
+    max_delegated_minutes: Annotated[int, Field(ge=1, le=30, description="of a hamlet's head")] = 10
     stagger_s: Annotated[int, Field(ge=0, le=30, description="seconds between the slots of clusters")] = 0
     suspensions: Annotated[tuple[SuspensionForm, ...], Field(max_length=200)] = ()
     filler: Id | None = Field(default=None, description="approved bulletin, looped while a relay has lost its source")

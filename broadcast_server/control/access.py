@@ -141,9 +141,11 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | {Action.PLACE_EDIT, Action.SEND}
     ),
     # biên tập viên, phát thanh viên xã
-    Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE, Action.NODE_ORDER}),
-    # trưởng thôn, tổ trưởng tổ dân phố: own hamlet only, by a dated grant
-    Role.HAMLET_HEAD: frozenset({Action.READ, Action.BULLETIN_WRITE, Action.LIVE, Action.STOP, Action.LOG_READ}),
+    Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE}),
+    # a broadcaster's permit to speak live, for a time
+    Role.LIVE_PERMIT: frozenset({Action.READ, Action.LIVE}),
+    # trưởng thôn, tổ trưởng tổ dân phố: own hamlet only, for a time, within `domain.delegation`
+    Role.HAMLET_HEAD: frozenset({Action.READ, Action.BULLETIN_WRITE, Action.LIVE, Action.LOG_READ}),
     Role.TECHNICIAN: frozenset(_DEVICES),
     # thanh tra, lãnh đạo xem
     Role.INSPECTOR: frozenset({Action.READ, Action.LOG_READ, Action.AUDIT_READ}),
@@ -155,10 +157,15 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
 MAY_GRANT: Final[dict[Role, frozenset[Role]]] = {
     Role.ADMIN: frozenset(Role),
     Role.COMMUNE_HEAD: frozenset(
-        {Role.BROADCASTER, Role.HAMLET_HEAD, Role.TECHNICIAN, Role.INSPECTOR, Role.FEED_PUSHER}
+        {Role.BROADCASTER, Role.LIVE_PERMIT, Role.HAMLET_HEAD, Role.TECHNICIAN, Role.INSPECTOR, Role.FEED_PUSHER}
     ),
 }
 """Which roles a holder of PEOPLE_EDIT may hand out, within the own subtree; nobody grants to oneself."""
+
+DELEGATED: Final = frozenset({Role.HAMLET_HEAD})
+"""Roles that are lent: they end by themselves and carry the limits of `domain.delegation`."""
+TERMED: Final = DELEGATED | {Role.LIVE_PERMIT}
+"""Roles that are never given without an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +300,16 @@ def sees(session: Session, actor: Actor, unit_id: str, *, at: datetime) -> bool:
 def may(session: Session, actor: Actor, action: Action, of: str | Placed, *, at: datetime) -> bool:
     """Whether `authorize` would return; for what is shown rather than done. Raises `NotFound` for an unknown unit."""
     return _standing(session, actor, action, of, at)[0]
+
+
+def is_delegated(session: Session, actor: Actor, action: Action, unit_id: str, *, at: datetime) -> bool:
+    """Whether the actor may do it there by delegation alone, so that its limits hold."""
+    if actor.everywhere:
+        return False
+    path = places.path_of(session, unit_id, places.local_date(at))
+    held = {role for role, granted_at in people.grants_at(session, actor.user_id, at) if granted_at in path}
+    giving = {role for role in held if action in MAY[role]}
+    return bool(giving) and giving <= DELEGATED
 
 
 def scope(session: Session, actor: Actor, action: Action, *, at: datetime) -> frozenset[str] | None:

@@ -25,7 +25,7 @@ from broadcast_server.audio import prepare, studio
 from broadcast_server.audio.assets import disk_errors
 from broadcast_server.audio.prepare import Prepared
 from broadcast_server.audio.speech import Voice
-from broadcast_server.control import access
+from broadcast_server.control import access, delegated
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
@@ -342,6 +342,7 @@ def enter_bulletin(
 ) -> BulletinRow:
     """`create_bulletin` inside a transaction of the caller's."""
     access.authorize(session, actor, Action.BULLETIN_WRITE, request.unit_id, at=now)
+    delegated.check_class(session, actor, request.unit_id, request.klass, now)
     _check_validity(request.valid_from, request.valid_to)
     row = library.add_bulletin(
         session,
@@ -471,6 +472,7 @@ def enter_version(
     """A new draft, from fresh `audio` or an asset already entered, inside a transaction of the caller's."""
     access.authorize(session, actor, Action.BULLETIN_WRITE, bulletin, at=now)
     if audio is not None:
+        delegated.check_duration(session, actor, bulletin.unit_id, audio.duration_ms, now)
         asset_sha256 = enter_audio(session, audio, unit_id=bulletin.unit_id, label=bulletin.title, now=now).sha256
     elif asset_sha256 is not None:
         library.asset(session, asset_sha256)

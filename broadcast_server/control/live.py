@@ -26,6 +26,7 @@ from broadcast_server.control.clashes import Neighbourhood, Preview, clash_facts
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.playing import next_second
 from broadcast_server.control.scheduling import NewSchedule, enter_schedule, except_occurrence
+from broadcast_server.domain import delegation
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.errors import Conflict, Invalid, Refused, Unavailable
 from broadcast_server.domain.places import Target, TargetKind
@@ -388,7 +389,7 @@ def _enter(
             rule=Rule(Once(starts.astimezone(LOCAL).replace(tzinfo=None))),
             targets=request.targets,
             name=title,
-            length=_length(around, reached, request, starts),
+            length=_length(session, actor, around, reached, request, starts),
             accept_conflicts=request.accept_conflicts,
         ),
         schedule_id,
@@ -429,14 +430,28 @@ def _enter(
     return Opened(_view(session, row), placed.preview, silenced)
 
 
-def _length(around: Neighbourhood, reached: frozenset[str], request: OpenLive, starts: datetime) -> timedelta:
+def _length(
+    session: Session,
+    actor: Actor,
+    around: Neighbourhood,
+    reached: frozenset[str],
+    request: OpenLive,
+    starts: datetime,
+) -> timedelta:
     """As long as asked and allowed; shorter where quiet hours begin before.
 
-    Raises `Refused("live_too_long")`, `Invalid` on a length that is none.
+    Raises `Refused` (`live_too_long`; `delegated_too_long`, `delegated_hours` for who speaks by delegation), `Invalid`
+    on a length that is none.
     """
     units = {around.clusters[cluster] for cluster in reached} | {request.unit_id}
     policies = [around.policy_of(unit) for unit in sorted(units)]
     most = min(policy.max_live_minutes for policy in policies)
+    if access.is_delegated(session, actor, Action.LIVE, request.unit_id, at=starts):
+        lent = min(policy.max_delegated_minutes for policy in policies)
+        asked_for = timedelta(minutes=lent if request.minutes is None else request.minutes)
+        delegation.check_length(asked_for, lent, field="minutes")
+        delegation.check_hours(starts, starts + asked_for)
+        most = min(most, lent)
     if request.minutes is not None and request.minutes < 1:
         raise Invalid("out_of_range", field="minutes", ge="1", le=str(most))
     if request.minutes is not None and request.minutes > most:

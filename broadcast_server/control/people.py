@@ -20,6 +20,7 @@ from broadcast_server.control.accounts import require_whole
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.fleet import new_secret
 from broadcast_server.control.places import clean_text
+from broadcast_server.domain import delegation
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import accounts, audit, people, places, sessions
 from broadcast_server.store.people import secret_hash
@@ -370,6 +371,11 @@ def _grant(session: Session, actor: Actor, user: UserRow, request: NewGrant, gra
         raise Refused("self_grant")
     access.authorize(session, actor, Action.PEOPLE_EDIT, request.unit_id, at=now)
     _may_give(session, actor, request.role, request.unit_id, now)
+    if request.role in access.DELEGATED:
+        kind = places.unit(session, request.unit_id).kind
+        delegation.check_term(begins, request.valid_to, kind, request.unit_id)
+    elif request.role in access.TERMED and (request.valid_to is None or request.valid_to - begins > delegation.LONGEST):
+        raise Invalid("delegation_without_end", field="valid_to", fix="give_end", most_days=delegation.LONGEST.days)
     row = GrantRow(
         id=grant_id,
         user_id=user.id,

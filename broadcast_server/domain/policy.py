@@ -23,6 +23,7 @@ from broadcast_server.domain.errors import Invalid
 from speaker_protocol.rules import BulletinClass
 
 _DAY: Final = timedelta(days=1)
+MOST_DELEGATED_MINUTES: Final = 30
 MOST_LIVE_MINUTES: Final = 120
 """As long as one recording may be."""
 LONGEST_STAGGER_S: Final = 30
@@ -129,6 +130,8 @@ class StationPolicy:
     suspensions: tuple[Suspension, ...] = ()
     max_live_minutes: int = 30
     """Longest live session."""
+    max_delegated_minutes: int = 10
+    """Longest live session or bulletin of somebody who speaks by delegation (`domain.delegation`)."""
     filler: str | None = None
     """The approved bulletin that is looped while a relay has lost its source."""
     stagger_s: int = 0
@@ -141,6 +144,8 @@ class StationPolicy:
                 raise Invalid("minutes_out_of_range", field=name, fix="give_1_to_1440")
         if not 1 <= self.max_live_minutes <= MOST_LIVE_MINUTES:
             raise Invalid("live_minutes_out_of_range", field="max_live_minutes", fix="give_1_to_120")
+        if not 1 <= self.max_delegated_minutes <= MOST_DELEGATED_MINUTES:
+            raise Invalid("live_minutes_out_of_range", field="max_delegated_minutes", fix="give_1_to_30")
         if not 0 <= self.stagger_s <= LONGEST_STAGGER_S:
             raise Invalid("stagger_out_of_range", field="stagger_s", most_s=LONGEST_STAGGER_S, fix="give_0_to_30")
         if not (math.isfinite(self.max_gain_db) and -60 <= self.max_gain_db <= 0):
@@ -331,6 +336,7 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
         "max_minutes_per_day": policy.max_minutes_per_day,
         "max_gain_db": policy.max_gain_db,
         "max_live_minutes": policy.max_live_minutes,
+        "max_delegated_minutes": policy.max_delegated_minutes,
         "suspensions": [
             {
                 "first": suspension.first.isoformat(),
@@ -364,6 +370,7 @@ def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
         max_minutes_per_day=_number(document, "max_minutes_per_day", None, whole=True),
         max_gain_db=_number(document, "max_gain_db", 0.0, whole=False),
         max_live_minutes=_number(document, "max_live_minutes", 30, whole=True),
+        max_delegated_minutes=_number(document, "max_delegated_minutes", 10, whole=True),
         suspensions=tuple(
             _suspension_from(each, f"suspensions[{number}]")
             for number, each in enumerate(document.get("suspensions", ()))

@@ -267,6 +267,7 @@ class Role(StrEnum):
     LEADER = "leader"
     COMMUNE_HEAD = "commune_head"
     BROADCASTER = "broadcaster"
+    LIVE_PERMIT = "live_permit"
     HAMLET_HEAD = "hamlet_head"
     TECHNICIAN = "technician"
     INSPECTOR = "inspector"

@@ -149,6 +149,7 @@ FULL = {
     "max_minutes_per_day": 180,
     "stagger_s": 6,
     "max_live_minutes": 45,
+    "max_delegated_minutes": 5,
     "max_gain_db": -3.0,
     "suspensions": [{"first": "2026-06-01", "last": "2026-06-02", "allowed": ["emergency"], "reason": "quốc tang"}],
 }
