@@ -13,6 +13,7 @@ import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -67,6 +68,10 @@ class TrueTime(Protocol):
         """Let true time pass."""
         ...
 
+    def ring(self, seconds: float, bell: Callable[[], None]) -> Callable[[], None]:
+        """Call `bell` once so much true time has passed; the answer takes it back."""
+        ...
+
 
 class MachineTime:
     """True time of a real run: this machine's UTC at the start, then its monotonic clock."""
@@ -81,6 +86,10 @@ class MachineTime:
     async def sleep(self, seconds: float) -> None:
         """Let true time pass."""
         await asyncio.sleep(max(0.0, seconds))
+
+    def ring(self, seconds: float, bell: Callable[[], None]) -> Callable[[], None]:
+        """See `TrueTime.ring`."""
+        return asyncio.get_running_loop().call_later(seconds, bell).cancel
 
 
 class DeviceClock:

@@ -1274,7 +1274,7 @@ class Firmware:
 
     def _is_busy(self, now_ms: int | None, change_ms: int | None) -> bool:
         """Whether anything is going on or about to."""
-        if self.streams or self.ledger.current is not None or self.log.waiting or self.assets.missing:
+        if self.streams or self.ledger.current is not None or self.log.waiting:
             return True
         if now_ms is None or self.situation.alerts.alerts:
             return True
@@ -1286,8 +1286,12 @@ class Firmware:
         change_ms = None if now_ms is None else next_change_ms(self.situation, now_ms)
         pace = self._kit.pace
         longest_s = pace.busy_house_s if self._is_busy(now_ms, change_ms) else pace.idle_house_s
-        if change_ms is None or now_ms is None or change_ms - now_ms < PREPARE_AHEAD_MS:
+        if self.assets.missing:
+            longest_s = min(longest_s, max(pace.busy_house_s, self.assets.wait_s()))
+        if change_ms is None or now_ms is None:
             return longest_s
+        if change_ms - now_ms < PREPARE_AHEAD_MS:  # prepared already; what follows closely on it may not be
+            return min(longest_s, (change_ms - now_ms) / 1000 + 1.0)
         return min(longest_s, (change_ms - now_ms - PREPARE_AHEAD_MS) / 1000 + 2.0)
 
     async def _keep_house(self) -> None:

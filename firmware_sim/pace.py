@@ -33,13 +33,12 @@ async def sleep_or(wake: Wake, seconds: float, true: TrueTime) -> None:
     waiter = wake.waiter()
     if waiter is None:
         return
-    sleeper = asyncio.ensure_future(true.sleep(seconds))
-    sleeper.add_done_callback(lambda _: wake.end(waiter))
+    take_back = true.ring(seconds, lambda: wake.end(waiter))
     try:
         await waiter
     finally:
         wake.forget()
-        sleeper.cancel()
+        take_back()
 
 
 class Wake:

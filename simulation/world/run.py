@@ -50,7 +50,7 @@ SERVER_PACE: Final = ServerPace(
     statuses_s=300.0,
     judge_s=300.0,
 )
-NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=12.0, idle_house_s=300.0, nap_s=3_600.0)
+NODE_PACE: Final = NodePace(probe_s=(900.0, 1_800.0), busy_house_s=30.0, idle_house_s=300.0, nap_s=3_600.0)
 STATUS_INTERVAL_S: Final = 300
 LEASE_S: Final = 1_800.0
 """Three looks of the conductor."""
@@ -90,11 +90,11 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
 
 
-def simulate(options: Options, out: Path | None = None) -> Outcome:
-    """Run a world; the same options give the same outcome, to the byte."""
+def simulate(options: Options, out: Path | None = None, *, is_last: bool = False) -> Outcome:
+    """Run a world; the same options give the same outcome, to the byte. `is_last`: the process ends with it."""
     memory = Path("/dev/shm")  # noqa: S108  where it exists it is a disk in memory
     place = tempfile.TemporaryDirectory(prefix="loa-world-", dir=memory if memory.is_dir() else None)
-    with place as folder, _uncollected():
+    with place as folder, _uncollected(is_last):
         world = run(_simulate(options, Path(folder)))
     if out is not None:
         world.trace.write(out)
@@ -113,16 +113,17 @@ def simulate(options: Options, out: Path | None = None) -> Outcome:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def _uncollected(is_last: bool) -> Iterator[None]:
     """A world is thrown away whole: looking through it for garbage again and again is a tenth of its cost."""
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
-        gc.collect()
+        if not is_last:
+            if was_on:
+                gc.enable()
+            gc.collect()
 
 
 async def _simulate(options: Options, folder: Path) -> World:
@@ -155,7 +156,7 @@ class World:
             status_interval_s=STATUS_INTERVAL_S,
             plan_days=options.plan_days,
         )
-        shutil.copyfile(_template(), folder / "loa.db")
+        shutil.copyfile(template(), folder / "loa.db")
         chance = SeededChance(f"{seed}/people")
         self.front = Store(self.premises.url, clock=self.time, chance=chance, executor=InlineExecutor())
         desk = a_desk(self.front, self.time, chance, InlineExecutor())
@@ -363,7 +364,7 @@ class World:
 
 
 @functools.cache
-def _template() -> Path:
+def template() -> Path:
     """A database file with every table and no row, made once per process."""
     path = Path(tempfile.mkdtemp(prefix="loa-template-")) / "loa.db"
     with opened(f"sqlite:///{path}") as engine:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -99,6 +99,10 @@ class VirtualTime:
     async def sleep(self, seconds: float) -> None:
         """Let virtual time pass."""
         await asyncio.sleep(max(0.0, seconds))
+
+    def ring(self, seconds: float, bell: Callable[[], None]) -> Callable[[], None]:
+        """See `firmware_sim.clock.TrueTime`."""
+        return self._loop.call_later(seconds, bell).cancel
 
 
 class SeededChance:

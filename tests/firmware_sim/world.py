@@ -43,6 +43,11 @@ class HandTime:
     async def sleep(self, seconds: float) -> None:
         self.pass_s(seconds)
 
+    def ring(self, seconds: float, bell: Callable[[], None]) -> Callable[[], None]:
+        self.pass_s(seconds)
+        bell()
+        return lambda: None
+
     def pass_s(self, seconds: float) -> None:
         self._now_ns += round(seconds * 1e9)
 
