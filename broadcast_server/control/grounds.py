@@ -64,6 +64,7 @@ NODE_UNTIL: Final[Mapping[str, str]] = {
     Why.POWER_LOW: "until_power_returns",
     Why.POWER_LOST: "until_power_returns",
     Why.SAFE_MODE: "until_power_returns",
+    Why.NOT_ACTIVE: "until_node_approved",
     Trouble.POWER_OFF: "until_power_returns",
     Missing.UNREACHABLE: "until_node_returns",
     Missing.NO_REPORT: "until_node_reports",

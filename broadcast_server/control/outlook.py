@@ -230,6 +230,11 @@ def _lost_on_the_way(
     if held is not None:
         facts |= {"held_until": held.facts.get("held_until")}
         return "explain_plan_too_large", facts | Grounds("plan_too_large", ends_with="until_plan_reaches").facts()
+    doubt = losses.node_in_doubt(session, cluster_id)
+    if doubt is not None and sounding.end > now:
+        told = facts | {"node_id": doubt.id, "state": doubt.state.value}
+        ends_with = NODE_UNTIL[Why.NOT_ACTIVE]
+        return "explain_node_not_active", told | Grounds(f"node_{Why.NOT_ACTIVE.value}", ends_with=ends_with).facts()
     gate = _gate(session, cluster_id, now)
     if gate and sounding.end > now:
         rule = gate.get("because", "node_behind")

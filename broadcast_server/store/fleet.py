@@ -36,6 +36,10 @@ PASSWORD_ITERATIONS: Final = 101
 """Few, because the password is 192 random bits; mosquitto's own default."""
 
 
+_DRIVES: Final = (NodeState.ACTIVE, NodeState.QUARANTINED, NodeState.PROBATION)
+"""Which of a cluster's nodes is named where one is asked for."""
+
+
 def mosquitto_password_line(user: str, password: str, salt: bytes, iterations: int = PASSWORD_ITERATIONS) -> str:
     """`user:$7$iterations$salt$hash`: PBKDF2-HMAC-SHA512 of 64 bytes as mosquitto_passwd(1) writes it."""
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, iterations)
@@ -169,10 +173,8 @@ def nodes_in_service(session: Session, cluster_ids: Collection[str]) -> list[Nod
 def live_nodes_of_clusters(session: Session, cluster_ids: Collection[str]) -> dict[str, NodeRow]:
     """The node that drives each of these clusters; where none does, the one that is to."""
     found: dict[str, NodeRow] = {}
-    for row in nodes_in_service(session, cluster_ids):
-        known = found.get(row.cluster_id)
-        if known is None or known.state is NodeState.PROBATION:
-            found[row.cluster_id] = row
+    for row in sorted(nodes_in_service(session, cluster_ids), key=lambda row: (_DRIVES.index(row.state), row.id)):
+        found.setdefault(row.cluster_id, row)
     return found
 
 

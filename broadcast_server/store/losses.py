@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from broadcast_server.store import devices, fleet
 from broadcast_server.store.tables import ConflictRow, NodePlanRow, NodeRow, NodeStatusRow
 from broadcast_server.store.words import ConflictKind, NodeState
 
@@ -36,3 +37,9 @@ def node_behind(session: Session, cluster_id: str, now: datetime, patience: time
             NodePlanRow.published_at < now - patience,
         )
     ).first()
+
+
+def node_in_doubt(session: Session, cluster_id: str) -> NodeRow | None:
+    """The node that is to drive the cluster and may not sound yet, or no more; None where another one sounds."""
+    row = fleet.live_nodes_of_clusters(session, [cluster_id]).get(cluster_id)
+    return row if row is not None and row.state in devices.IN_DOUBT else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import delete
 
 from broadcast_server import catalogue
 from broadcast_server.control import outlook, scheduling
@@ -12,7 +13,7 @@ from broadcast_server.control.scheduling import NewSchedule
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import BroadcastRow, NodeRow, PlayRow
-from broadcast_server.store.words import ContentKind, ScheduleKind
+from broadcast_server.store.words import ContentKind, NodeState, ScheduleKind
 from speaker_protocol.rules import BulletinClass, Trouble, Why
 from tests.support.village import DONG, LAN, Village, a_village, at, once
 
@@ -115,3 +116,22 @@ async def test_a_reason_nobody_knows_here_is_a_loss_all_the_same() -> None:
 
         assert (told.code, told.facts["rule"]) == ("explain_not_heard", "not_heard")
         assert told.facts["until"] == "2026-06-01T17:10:00+07:00"
+
+
+@pytest.mark.parametrize("state", [NodeState.PROBATION, NodeState.QUARANTINED])
+async def test_a_node_nobody_approved_is_named_before_the_minute_comes(state: NodeState):
+    async with a_village() as village:
+        await a_line(village, Verdict.UNKNOWN, None)
+
+        def doubt(session: Session) -> None:
+            row = session.get(NodeRow, "n1")
+            assert row is not None
+            row.state = state
+            session.execute(delete(PlayRow))
+
+        await village.desk.store.begin(doubt)
+        told = await outlook.explain(village.desk, LAN, CLUSTER, at(17, 5))
+
+        missing = next(one for one in told.missing if one.code == "explain_node_not_active")
+        assert (missing.facts["node_id"], missing.facts["state"]) == ("n1", state.value)
+        assert missing.facts["ends_with"] == "until_node_approved"
