@@ -177,6 +177,9 @@ def _explain(session: Session, around: Neighbourhood, cluster_id: str, at: datet
         if refused is not None:
             told |= facts | _loser(sounding) | grounds.facts()
             return answer(f"node_{refused}", Grounds(refused, until, NODE_UNTIL.get(refused)).facts())
+        doubt = _in_doubt(session, cluster_id, facts) if span.until > now else None
+        if doubt is not None:
+            return answer(*doubt)
         code = "explain_drill" if span.body.get("drill") else "explain_emergency"
         return answer(code, facts | _loser(sounding) | grounds.facts())
     if sounding is not None:
@@ -230,16 +233,23 @@ def _lost_on_the_way(
     if held is not None:
         facts |= {"held_until": held.facts.get("held_until")}
         return "explain_plan_too_large", facts | Grounds("plan_too_large", ends_with="until_plan_reaches").facts()
-    doubt = losses.node_in_doubt(session, cluster_id)
-    if doubt is not None and sounding.end > now:
-        told = facts | {"node_id": doubt.id, "state": doubt.state.value}
-        ends_with = NODE_UNTIL[Why.NOT_ACTIVE]
-        return "explain_node_not_active", told | Grounds(f"node_{Why.NOT_ACTIVE.value}", ends_with=ends_with).facts()
+    doubt = _in_doubt(session, cluster_id, facts) if sounding.end > now else None
+    if doubt is not None:
+        return doubt
     gate = _gate(session, cluster_id, now)
     if gate and sounding.end > now:
         rule = gate.get("because", "node_behind")
         return "explain_node_behind", facts | gate | Grounds(rule, ends_with="until_node_follows").facts()
     return None
+
+
+def _in_doubt(session: Session, cluster_id: str, facts: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Nothing sounds on a node that is on probation or in quarantine."""
+    row = losses.node_in_doubt(session, cluster_id)
+    if row is None:
+        return None
+    grounds = Grounds(f"node_{Why.NOT_ACTIVE.value}", ends_with=NODE_UNTIL[Why.NOT_ACTIVE])
+    return "explain_node_not_active", {**facts, "node_id": row.id, "state": row.state.value} | grounds.facts()
 
 
 def _reason_of(reported: Sequence[Mapping[str, Any]], broadcast_id: str) -> str | None:

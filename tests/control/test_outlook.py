@@ -132,6 +132,9 @@ async def test_a_node_nobody_approved_is_named_before_the_minute_comes(state: No
         await village.desk.store.begin(doubt)
         told = await outlook.explain(village.desk, LAN, CLUSTER, at(17, 5))
 
-        missing = next(one for one in told.missing if one.code == "explain_node_not_active")
-        assert (missing.facts["node_id"], missing.facts["state"]) == ("n1", state.value)
-        assert missing.facts["ends_with"] == "until_node_approved"
+        assert (told.code, told.facts["node_id"], told.facts["state"]) == (
+            "explain_node_not_active",
+            "n1",
+            state.value,
+        )
+        assert (told.facts["rule"], told.facts["ends_with"]) == ("node_not_active", "until_node_approved")
