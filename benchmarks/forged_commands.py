@@ -216,7 +216,7 @@ def _(s: Siege, kind: Kind) -> Shot:
 @attack("expired", *TIMED)
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
-    one = one.but(expires_ms=one.issued_ms - s.dice.choice((0, 1, 60_000, 400 * 24 * HOUR_MS)))
+    one = one.but(expires_ms=one.issued_ms - s.dice.choice((1_000, 60_000, 400 * 24 * HOUR_MS)))
     return shot(one, one.payload, Refusal.EXPIRED)
 
 

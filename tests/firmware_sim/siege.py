@@ -553,7 +553,8 @@ class Siege(Office):
         self.commune = self._signer()
         self.keys()
         await self.settle()
-        return await self.all_by_unit_good()
+        # With the old key went its plan, and with the plan the stream.
+        return await self.all_by_unit_good() and await self.head_good()
 
     async def all_by_unit_good(self) -> bool:
         """One of each, so that the node knows where each stands."""
