@@ -227,6 +227,13 @@ def in_workers(jobs: Sequence[Callable[[Tree], Run]], folder: Path, workers: int
         return list(pool.map(work, jobs))
 
 
+def _told(defect: Defect, done: Run) -> Run:
+    """Say at once what was not caught: the whole takes minutes."""
+    if done.code != 1:
+        print(f"{defect.id}: {'not caught' if done.code == 0 else done.said}", file=sys.stderr, flush=True)
+    return done
+
+
 def run(chosen: Sequence[str] = (), *, is_clean_run: bool = True, workers: int = WORKERS) -> dict[str, Any]:
     """Seed all defects (or those named), after the tests have passed without one."""
     began = time.monotonic()
@@ -240,7 +247,7 @@ def run(chosen: Sequence[str] = (), *, is_clean_run: bool = True, workers: int =
         return lambda tree: pytest_on(tree, tests)
 
     def seeded(defect: Defect) -> Callable[[Tree], Run]:
-        return lambda tree: seed(tree, defect)
+        return lambda tree: _told(defect, seed(tree, defect))
 
     halves = [tuple(suites[number::4]) for number in range(4)]
     with tempfile.TemporaryDirectory(prefix="loa-defects-") as folder:
@@ -253,7 +260,7 @@ def run(chosen: Sequence[str] = (), *, is_clean_run: bool = True, workers: int =
         for defect, one in zip(fitting, rest, strict=True)
         if one.code != 1  # 1: tests failed; anything else is a run that proves nothing
     ]
-    for what in (*wrong, *unclean, *uncaught):
+    for what in (*wrong, *unclean):
         print(what, file=sys.stderr)
     slowest = sorted(zip(fitting, rest, strict=True), key=lambda pair: -pair[1].cpu_s)[:8]
     figures = {
