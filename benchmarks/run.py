@@ -45,6 +45,7 @@ GROUPS = {
         "forged_commands",
         "malformed_wire",
         "seeded_defects",
+        "hostile_uploads",
     ),
 }
 """Benchmarks that answer one question together; a group's name stands for all of them."""
