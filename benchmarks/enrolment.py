@@ -252,7 +252,7 @@ async def copied(folder: Path, tally: Tally, count: int, chance: random.Random) 
                 if due[node.node_id] <= room.clock.monotonic():
                     node.boot = "boot-copy" if node.boot == "boot-1" else "boot-1"
                     await node.tell_status()
-                    due[node.node_id] += chance.uniform(1.0, 12.0)  # the one that was thrown out comes back
+                    due[node.node_id] += chance.uniform(1.0, 8.0)  # the one that was thrown out comes back
             for node in forks:
                 if second >= 3 and node.node_id not in forked:
                     forked.add(node.node_id)

@@ -1,8 +1,8 @@
 """Two devices under one name: the broker lets one in at a time, so they take turns, and their statuses show it.
 
-A device draws a new boot id at every power-on and never goes back to an old one. A boot id that comes back after
-another one spoke is therefore two devices in turns, whatever the network does. Two such returns within `WITHIN_S`
-name the node. Only live words of the node itself count: a will or a retained status is old by nature.
+A device draws a new boot id at every power-on and never goes back to an old one. An older boot id that speaks again
+after a newer one spoke is therefore another device, unless it is one word that was long on its way; two such returns
+within `WITHIN_S` name the node. Only live words of the node itself count: a will or a retained status is old by nature.
 """
 
 from __future__ import annotations
@@ -22,26 +22,38 @@ class Twins:
 
     def __init__(self) -> None:
         self._boots: OrderedDict[str, tuple[str, ...]] = OrderedDict()
-        """Lately, the one that spoke last at the end."""
+        """By node, in the order in which they first spoke."""
+        self._spoke: dict[str, str] = {}
+        """Who spoke last, where it was not the newest."""
         self._returned_s: dict[str, float] = {}
-        """When a boot id last came back."""
+        """When an older one last came back."""
         self._found: set[str] = set()
 
     def heard(self, node_id: str, boot_id: str, now_s: float) -> None:
         """A node said of itself that it is there."""
         boots = self._boots.get(node_id, ())
         if boots and boots[-1] == boot_id:
+            self._spoke.pop(node_id, None)
             return
-        if boot_id in boots:
-            before_s = self._returned_s.get(node_id)
-            if before_s is not None and now_s - before_s <= WITHIN_S:
-                self._found.add(node_id)
-            self._returned_s[node_id] = now_s
-        self._boots[node_id] = (*(boot for boot in boots if boot != boot_id), boot_id)[-BOOTS_REMEMBERED:]
-        self._boots.move_to_end(node_id)
-        if len(self._boots) > NODES_WATCHED:
-            gone, _ = self._boots.popitem(last=False)
-            self._returned_s.pop(gone, None)
+        if boot_id not in boots:
+            self._boots[node_id] = (*boots, boot_id)[-BOOTS_REMEMBERED:]
+            self._boots.move_to_end(node_id)
+            self._spoke.pop(node_id, None)
+            if len(self._boots) > NODES_WATCHED:
+                self._forget(self._boots.popitem(last=False)[0])
+            return
+        if self._spoke.get(node_id) == boot_id:
+            return
+        self._spoke[node_id] = boot_id
+        before_s = self._returned_s.get(node_id)
+        if before_s is not None and now_s - before_s <= WITHIN_S:
+            self._found.add(node_id)
+        self._returned_s[node_id] = now_s
+
+    def _forget(self, node_id: str) -> None:
+        self._boots.pop(node_id, None)
+        self._spoke.pop(node_id, None)
+        self._returned_s.pop(node_id, None)
 
     @property
     def found(self) -> frozenset[str]:
@@ -52,5 +64,4 @@ class Twins:
         """These were seen to; what they do from now on is watched anew."""
         self._found.difference_update(node_ids)
         for node_id in node_ids:
-            self._boots.pop(node_id, None)
-            self._returned_s.pop(node_id, None)
+            self._forget(node_id)

@@ -143,15 +143,17 @@ async def test_a_retired_node_leaves_nothing_on_the_broker(tmp_path: Path):
 
 def test_whoever_takes_turns_is_named_and_whoever_restarts_is_not():
     twins = Twins()
-    for second, boot in enumerate(("a", "b", "c", "d", "e")):
-        twins.heard("honest", boot, second)
-    for second, boot in enumerate(("a", "b", "a", "b")):
-        twins.heard("copied", boot, second * 10.0)
-    for second, boot in enumerate(("a", "b", "a", "c", "d")):
-        twins.heard("once", boot, second * 10.0)
-    for second, boot in enumerate(("a", "b", "a", "b", "a")):
-        twins.heard("slow", boot, second * 61.0)
+    for node, boots, every_s in (
+        ("honest", "abcdefghijklmnop", 1.0),
+        ("copied", "ababa", 10.0),
+        ("copied thrice", "abcacb", 5.0),
+        ("one word long on its way", "abab", 1.0),
+        ("who repeats itself", "abaaaa", 1.0),
+        ("slow", "ababababa", 31.0),
+    ):
+        for number, boot in enumerate(boots):
+            twins.heard(node, boot, number * every_s)
 
-    assert twins.found == {"copied"}
-    twins.settle({"copied"})
+    assert twins.found == {"copied", "copied thrice"}
+    twins.settle({"copied", "copied thrice"})
     assert twins.found == frozenset()
