@@ -20,7 +20,7 @@ from broadcast_server.control.fleet import NodeView, check_node_in_service, node
 from broadcast_server.control.places import clean_text
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, Refused
 from broadcast_server.logs import get_logger
-from broadcast_server.store import devices, fleet
+from broadcast_server.store import device_logs, devices, fleet
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import NodeRow, OutboxRow
 from broadcast_server.store.tables_devices import NodeBindingRow
@@ -194,6 +194,7 @@ async def release_node(desk: Desk, actor: Actor, node_id: str, reason: str) -> N
         if node.state is not NodeState.QUARANTINED:
             raise Conflict("node_not_quarantined", node_id=node.id)
         _check_bound(session, actor, node, now)
+        device_logs.forgive(session, node.id)
         _activate(session, actor, node, now, "node.release", said)
         return node_view(session, node.id, now)
 

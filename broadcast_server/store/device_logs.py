@@ -2,8 +2,8 @@
 
 Every line carries its number and the digest of the line before it, so a gap is visible and a second version of a line
 cannot hide. A maintainer must not break: (1) a line that contradicts the chain never takes a place in it; it is kept
-as evidence, its report is kept outside of the chain (what it tells may be true), and the node is named as cloned in
-the audit log, once, and silenced; (2) all of it happens in the transaction that stores the reports.
+as evidence, its report is kept outside of the chain (what it tells may be true), and the node is named in the audit
+log, once, and silenced where two speak; (2) all of it happens in the transaction that stores the reports.
 """
 
 from __future__ import annotations
@@ -59,18 +59,24 @@ class Taken(NamedTuple):
 def take(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> Taken:
     """Hold new report rows against the chains; the same rows, those that contradict one set outside of it.
 
-    Moves the extents on, keeps the evidence, names the node in the audit log and puts it into quarantine.
+    Moves the extents on, keeps the evidence and names the node in the audit log. A line that contradicts one that
+    follows on the same line is another device: quarantine. One that follows on nothing here may be a device that lost
+    all its memory and counts from 1 again: quarantine only when the chain of before goes on as well.
     """
     new = _unknown(session, [row for row in rows if row["line"] is not None])
     if not new:
         return Taken(list(rows), frozenset())
     links = _links(session, {(row["node_id"], row["line"] + step) for row in new for step in (-1, 0, 1)})
     forks: list[dict[str, Any]] = []
+    parted: set[str] = set()
     taken: dict[str, set[int]] = {}
     for row in sorted(new, key=lambda row: (row["node_id"], row["line"])):
         node_id, line = row["node_id"], row["line"]
         link = _Link(hashlib.sha256(row["envelope"]).hexdigest(), row["previous"])
         if _contradicts(links, node_id, line, link):
+            before = links.get((node_id, line - 1))
+            if before is not None and before.digest == link.previous:
+                parted.add(node_id)
             forks.append(
                 {
                     "node_id": node_id,
@@ -85,10 +91,10 @@ def take(session: Session, rows: Sequence[dict[str, Any]], *, now: datetime) -> 
             taken.setdefault(node_id, set()).add(line)
     upsert(session, DeviceForkRow, forks)
     outside = {(fork["node_id"], fork["digest"]) for fork in forks}
-    _move_on(session, taken, forks, now)
+    two = parted | _move_on(session, taken, forks, parted, now)
     silenced = {
         node_id
-        for node_id in sorted({fork["node_id"] for fork in forks})
+        for node_id in sorted(two)
         if devices.quarantine(session, node_id, QuarantineReason.LOG_FORK, told_by="inbox", now=now)
     }
     kept = [
@@ -132,7 +138,15 @@ def _links(session: Session, places: Collection[_Place]) -> dict[_Place, _Link]:
     return found
 
 
-def _move_on(session: Session, taken: dict[str, set[int]], forks: Sequence[dict[str, Any]], now: datetime) -> None:
+def _move_on(
+    session: Session,
+    taken: dict[str, set[int]],
+    forks: Sequence[dict[str, Any]],
+    parted: Collection[str],
+    now: datetime,
+) -> set[str]:
+    """Move the extents on; nodes whose chain goes on although another one began."""
+    going_on: set[str] = set()
     first_fork: dict[str, int] = {}
     for fork in forks:
         first_fork.setdefault(fork["node_id"], fork["line"])
@@ -148,12 +162,14 @@ def _move_on(session: Session, taken: dict[str, set[int]], forks: Sequence[dict[
             row = DeviceLogRow(node_id=node_id, through=0, highest=0, forked_at=None, forked_line=None)
             session.add(row)
         lines = taken.get(node_id, set())
-        had_gap = row.highest > row.through
+        had_gap, had = row.highest > row.through, row.through
         while row.through + 1 in lines:
             row.through += 1
         row.highest = max(row.highest, *lines) if lines else row.highest
         if had_gap:
             _close_gap(session, row, lines)
+        if row.forked_at is not None and row.through > had:
+            going_on.add(node_id)
         if node_id in first_fork and row.forked_at is None:
             row.forked_at, row.forked_line = now, first_fork[node_id]
             unit_id = session.scalar(select(NodeRow.unit_id).where(NodeRow.id == node_id))
@@ -161,11 +177,19 @@ def _move_on(session: Session, taken: dict[str, set[int]], forks: Sequence[dict[
                 session,
                 now=now,
                 actor="inbox",
-                verb="node.cloned",
+                verb="node.cloned" if node_id in parted else "node.log_begun_anew",
                 unit_id=unit_id,
                 subject=f"node/{node_id}",
                 detail={"line": first_fork[node_id]},
             )
+    return going_on
+
+
+def forgive(session: Session, node_id: str) -> None:
+    """An officer looked into it: the chain that is here goes on. The evidence stays."""
+    row = session.get(DeviceLogRow, node_id)
+    if row is not None:
+        row.forked_at = row.forked_line = None
 
 
 def _close_gap(session: Session, row: DeviceLogRow, lines: Collection[int]) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from broadcast_server.control import devices, fleet
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.playout.twins import Twins
+from broadcast_server.store import device_logs
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AuditRow, NodePlanRow, NodeRow
 from broadcast_server.store.words import NodeState
@@ -115,6 +116,50 @@ async def test_a_log_told_in_two_versions_silences_the_node_at_once(tmp_path: Pa
             lambda session: list(session.scalars(select(AuditRow.verb).where(AuditRow.subject == f"node/{NODE}")))
         )
         assert sorted(told) == ["node.cloned", "node.quarantine"]
+
+
+async def test_a_node_that_lost_all_its_memory_counts_anew_and_is_no_copy_until_the_old_count_goes_on(tmp_path: Path):
+    async with a_room(tmp_path) as room:
+        entry = "schedule@1780300800000"
+
+        async def say(line: int, previous: str | None, boot: str) -> str:
+            await room.node.report("started", entry, at(9), line=line, previous=previous, boot=boot)
+            await room.turn()
+            return hashlib.sha256(room.node.last_report).hexdigest()
+
+        old = None
+        for line in (1, 2, 3):
+            old = await say(line, old, "boot-1")
+        anew = None
+        for line in (1, 2, 3, 4, 5, 6):
+            anew = await say(line, anew, "boot-2")
+        assert await state_of(room) == (NodeState.ACTIVE, None)
+        await say(4, old, "boot-1")
+        assert await state_of(room) == (NodeState.QUARANTINED, "log_fork")
+        told = await room.store.read(
+            lambda session: list(session.scalars(select(AuditRow.verb).where(AuditRow.subject == f"node/{NODE}")))
+        )
+        assert told == ["node.log_begun_anew", "node.quarantine"]
+
+
+async def test_a_released_node_goes_on_with_its_log(tmp_path: Path):
+    async with a_room(tmp_path) as room:
+        entry = "schedule@1780300800000"
+        await room.node.report("started", entry, at(9), sequence=1, line=1, previous=None)
+        first = hashlib.sha256(room.node.last_report).hexdigest()
+        await room.turn()
+        await room.node.report("started", entry, at(9), sequence=2, line=2, previous=first)
+        second = hashlib.sha256(room.node.last_report).hexdigest()
+        await room.turn()
+        await room.node.report("started", entry, at(9), sequence=2, line=2, previous=first, boot="boot-copy")
+        await room.turn()
+        assert await state_of(room) == (NodeState.QUARANTINED, "log_fork")
+        await room.store.begin(lambda session: device_logs.forgive(session, NODE))
+        await change(room, NodeState.ACTIVE)
+        await room.node.report("started", entry, at(9), sequence=3, line=3, previous=second)
+        await room.turn()
+
+        assert (await state_of(room))[0] is NodeState.ACTIVE
 
 
 async def test_a_retired_node_leaves_nothing_on_the_broker(tmp_path: Path):
