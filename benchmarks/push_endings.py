@@ -105,7 +105,7 @@ class Rig:
             sandbox=sandbox,
             clock=self.clock,
             chance=self.chance,
-            limits=IngestLimits(connections=1_000),
+            limits=IngestLimits(connections=1_000, connections_per_address=1_000),
             on_event=lambda event: self.events.setdefault(event.feed_id, []).append(event),
         )
         spare = mp3_of(tone_pcm(SPARE, 20.0))

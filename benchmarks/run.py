@@ -44,6 +44,7 @@ GROUPS = {
         "broker_acl",
         "forged_commands",
         "malformed_wire",
+        "push_listener",
         "seeded_defects",
         "hostile_uploads",
     ),

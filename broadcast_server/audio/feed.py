@@ -120,6 +120,9 @@ DEAD_AT_ONCE: Final = frozenset(
 )
 """Reasons that a second attempt rarely mends: shown as dead from the first."""
 
+TAKEN_AWAY: Final = frozenset({"revoked", "window_over"})
+"""Why a pushed source is ended by us: it may not sound, so what it sent and was not heard yet does not."""
+
 # ---------------------------------------------------------------------------------------------------------- formats
 
 
@@ -749,9 +752,12 @@ class PushConnection:
             self._trim()
 
     def end(self, reason: str) -> None:
-        """There will be no more bytes."""
+        """There will be no more bytes; what a revoked source left is not listened to either."""
         if self.end_reason is None:
             self.end_reason = reason
+        if self.end_reason in TAKEN_AWAY:
+            self._chunks.clear()
+            self._size = 0
         self._changed.set()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -801,6 +807,8 @@ class PushFeed(_Feed):
     ) -> None:
         super().__init__(feed_id, sandbox=sandbox, clock=clock, chance=chance, limits=limits, on_state=on_state)
         self._connection: PushConnection | None = None
+        self._heard: PushConnection | None = None
+        """The connection that is decoded now."""
         self._attached = asyncio.Event()
         self._listening = asyncio.Lock()
 
@@ -822,6 +830,9 @@ class PushFeed(_Feed):
             self._bytes_in += connection.bytes_in
             self._connection = None
             self._attached.clear()
+        if connection is self._heard and connection.end_reason in TAKEN_AWAY:
+            # Now, not when the decoder has ended: whoever sounds it must stop at once.
+            self._fails(f"source_{connection.end_reason}")
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """See `FrameSource.blocks`. One listener at a time: a second waits until the first has closed."""
@@ -835,20 +846,30 @@ class PushFeed(_Feed):
                 connection = self._connection
                 if connection is None:
                     continue
+                self._heard = connection
                 try:
                     async with (
                         contextlib.aclosing(connection.chunks()) as chunks,
                         contextlib.aclosing(self._sound(chunks, connection.format)) as blocks,
                     ):
                         async for block in blocks:
+                            if connection.end_reason in TAKEN_AWAY:
+                                break
                             yield block
                     reason = "ended" if connection.end_reason is None else f"source_{connection.end_reason}"
                 except BroadcastError as error:
                     ended = connection.end_reason  # what was left of it could not be decoded: that is not why it ended
                     reason = error.code if ended is None else f"source_{ended}"
-                self._fails(reason)
+                finally:
+                    self._heard = None
+                if connection.end_reason not in TAKEN_AWAY:  # else it was told when it happened
+                    self._fails(reason)
                 if self._connection is connection:  # it is there and no good: do not spin on it
                     await self._clock.sleep(self._backoff.next_s())
+
+    def _sounds(self) -> None:
+        if self._heard is None or self._heard.end_reason not in TAKEN_AWAY:
+            super()._sounds()
 
     def _enter_waiting(self) -> None:
         if self._status.state is FeedState.CONNECTING:

@@ -61,8 +61,8 @@ class Rules:
 class Room:
     """How many may be here at once, and how long they may take to begin."""
 
-    connections: int = 200
-    connections_per_address: int = 20
+    connections: int = 400
+    connections_per_address: int = 80
     begin_s: float = 10.0
     header_bytes: int = 16 * 1024
 

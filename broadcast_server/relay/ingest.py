@@ -48,8 +48,9 @@ class IngestLimits:
     header_s: float = 10.0
     silence_s: float = 10.0
     """Icecast's `source-timeout`: after it the mount is free for a reconnecting source."""
-    connections: int = 200
-    connections_per_address: int = 20
+    connections: int = 400
+    connections_per_address: int = 80
+    """A province's studio pushes all its feeds from one address."""
     rate_bytes_s: int = 256 * 1024
     """Faster than this, on average, nobody is read: no format that is relayed needs it."""
     burst_bytes: int = 4 * 1024 * 1024
@@ -455,7 +456,9 @@ def _basic(header: str) -> tuple[str, str] | None:
         user, colon, password = base64.b64decode(coded.strip(), validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
         return None
-    return (user, password) if colon else None
+    # A password hash takes a NUL at the end for nothing; no credential of ours has a control character.
+    is_clean = colon and not any(unicodedata.category(each) == "Cc" for each in user + password)
+    return (user, password) if is_clean else None
 
 
 async def _say(writer: asyncio.StreamWriter, answer: _Answer) -> None:

@@ -152,7 +152,10 @@ class Reader:
         if silent_s is None or silent_s >= self._stall_s or is_final:
             told = status.reason if status.state in {FeedState.STALLED, FeedState.DEAD} else None
             reason = told or ("connecting" if silent_s is None else "stalled")
-            return Health(has_sound=False, age_s=age_s, reason=reason, is_final=is_final, is_suspicious=True)
+            is_wrong = is_final and reason == "source_revoked"
+            return Health(
+                has_sound=False, age_s=age_s, reason=reason, is_final=is_final, is_wrong=is_wrong, is_suspicious=True
+            )
         fault = self.watch.fault
         if fault is not None:
             wrong = fault is not Fault.SILENT

@@ -332,11 +332,20 @@ async def test_a_listener_that_is_behind_holds_the_source_and_its_leaving_lets_i
 async def test_the_end_of_a_connection_reaches_its_listener():
     connection = PushConnection("audio/mpeg")
     await connection.write(b"x")
-    connection.end("revoked")
+    connection.end("cut")
     chunks = connection.chunks()
     assert await anext(chunks) == b"x"
     with pytest.raises(Unavailable) as caught:
         await anext(chunks)
+    assert caught.value.code == "source_cut"
+
+
+async def test_what_a_revoked_source_left_is_not_listened_to():
+    connection = PushConnection("audio/mpeg")
+    await connection.write(b"x")
+    connection.end("revoked")
+    with pytest.raises(Unavailable) as caught:
+        await anext(connection.chunks())
     assert caught.value.code == "source_revoked"
 
 

@@ -245,6 +245,7 @@ async def test_every_dialect_is_let_in(desk: Desk, line: str, headers: tuple[str
     [
         ("PUT /huyen HTTP/1.1", "sai", (), 401),
         ("PUT /huyen HTTP/1.1", None, (), 401),
+        ("PUT /huyen HTTP/1.1", PASSWORD + "\0", (), 401),
         ("PUT /la HTTP/1.1", PASSWORD, (), 404),
         ("PUT /huyen HTTP/1.1", PASSWORD, ("Content-Type: text/html",), 415),
         ("GET /huyen HTTP/1.1", PASSWORD, (), 405),
