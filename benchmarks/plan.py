@@ -186,7 +186,6 @@ async def rig(folder: Path) -> AsyncIterator[Rig]:
             chance=chance,
             facts=StationFacts(assets_url="http://127.0.0.1/api/v1/assets", status_interval_s=30),
             lease_s=600,
-            speak_for=signer.ensure_units,
         )
         yield Rig(store, conductor, broker)
         await conductor.close()

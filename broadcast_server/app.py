@@ -1,8 +1,8 @@
 """The composition root: settings in, a running server out; the one place where all parts meet.
 
-Start order: store → broker → bus → inbox → relay → conductor → HTTP; stop is the mirror, by one exit stack. Every
-argument is handed down as a value; there is no hot reload, a restart is the reload. `office` builds the small set
-that the command line works with.
+Start order: store → signer → broker → bus → inbox → relay → conductor → HTTP; stop is the mirror, by one exit stack.
+Every argument is handed down as a value; there is no hot reload, a restart is the reload. `office` builds the small
+set that the command line works with.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import pwd
 import shutil
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +39,6 @@ from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.domain.errors import Unavailable
-from broadcast_server.domain.places import PlaceTree
 from broadcast_server.fetch import Fetcher
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.broker import (
@@ -85,14 +86,18 @@ from broadcast_server.signer.certificates import (
     ServerSide,
     client_context,
 )
-from broadcast_server.signer.keys import FileSigner
+from broadcast_server.signer.child import POLICY as SIGNER_POLICY
+from broadcast_server.signer.child import START_S as SIGNER_START_S
+from broadcast_server.signer.child import SignerChild, for_an_errand, make_room_for
+from broadcast_server.signer.config import Config
+from broadcast_server.signer.door import SignerDoor
 from broadcast_server.signer.time_key import TimeKey, time_folder
-from broadcast_server.store import audit, facts, people, places
+from broadcast_server.store import audit, facts, people
 from broadcast_server.store.backup import back_up
 from broadcast_server.store.journal import NAME as JOURNAL_NAME
 from broadcast_server.store.journal import Journal
 from broadcast_server.store.migrations import migrate
-from broadcast_server.store.session import Session, Store
+from broadcast_server.store.session import Session, Store, engine_url
 from broadcast_server.supervise import (
     FOREVER,
     SteadyClock,
@@ -173,7 +178,10 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         stack.callback(store_threads.close)
         work = ThreadExecutor(WORK_THREADS, name="work")
         stack.callback(work.close)
+        needs_keys = bool(mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX})
+        signing = await _signing(server, stack, clock, chance) if needs_keys else None
         await store_threads.run(migrate, settings.store_url)
+        make_room_for_signer(settings)
         store = Store(settings.store_url, clock=clock, chance=chance, executor=store_threads)
         stack.push_async_callback(store.close)
         supervisor = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
@@ -188,8 +196,8 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         desk = Desk(
             store=store, clock=clock, chance=chance, executor=work, audio=audio, certifier=certifier, journal=journal
         )
-        if mine & {Role.CONDUCTOR, Role.RELAY, Role.INBOX}:
-            await _engine_room(server, stack, supervisor, desk, watch)
+        if signing is not None:
+            await _engine_room(server, stack, supervisor, desk, watch, signing)
         if Role.API in mine:
             if await store.read(people.is_empty):
                 log.warning("server.nobody_yet", how=FIRST_STEPS)
@@ -244,27 +252,22 @@ async def export_bundle(desk: Desk, settings: Settings, unit_id: str, target: Pa
     doubtful = [one for one in await desk.store.read(timekeeping.process_clocks) if not one.is_trusted]
     if doubtful:
         raise Unavailable("clock_doubtful", doubts=sorted(doubtful[0].doubts))
-    paths = _Paths(desk.clock)
-    signer = FileSigner(settings.data_dir / "keys", chance=desk.chance, path_of=paths.of)
     known = await desk.store.read(lambda session: facts.find(session, facts.PUBLIC_URL))
     origin = _origin(settings, settings.http.port) if known is None else known["url"]
-
-    def set_paths(desired: Desired) -> None:
-        paths.tree = desired.fleet.tree
-
-    parts = bundles.Parts(
-        store=desk.store,
-        signer=GuardedSigner(signer, watch),
-        answers=_time_key(settings, desk.chance),
-        planner=Planner(plan_days=days),
-        clock=desk.clock,
-        executor=desk.executor,
-        sound=desk.audio.assets.path,
-        facts=StationFacts(assets_url=f"{origin}/api/v1/assets", status_interval_s=settings.playout.status_interval_s),
-        speak_for=signer.ensure_units,
-        set_paths=set_paths,
-    )
-    return await bundles.export(parts, unit_id, target)
+    async with for_an_errand(signer_config(settings), desk.clock) as door:
+        parts = bundles.Parts(
+            store=desk.store,
+            signer=GuardedSigner(door, watch),
+            answers=_time_key(settings, desk.chance),
+            planner=Planner(plan_days=days),
+            clock=desk.clock,
+            executor=desk.executor,
+            sound=desk.audio.assets.path,
+            facts=StationFacts(
+                assets_url=f"{origin}/api/v1/assets", status_interval_s=settings.playout.status_interval_s
+            ),
+        )
+        return await bundles.export(parts, unit_id, target)
 
 
 async def take_reports(desk: Desk, settings: Settings, file: Path) -> bundles.Returned:
@@ -385,25 +388,79 @@ def _time_key(settings: Settings, chance: Chance) -> TimeKey:
     return TimeKey(time_folder(settings.data_dir / "keys"), chance=chance)
 
 
-class _Paths:
-    """Where units lie, as of the last plan; the signer asks."""
+# -- the signing process ----------------------------------------------------------------------------------------------
 
-    def __init__(self, clock: Clock) -> None:
-        self.tree: PlaceTree | None = None
-        self._clock = clock
 
-    def of(self, unit: str) -> Sequence[str]:
-        """The unit and its ancestors, nearest first."""
-        return (unit,) if self.tree is None else self.tree.ancestors(unit, places.local_date(self._clock.now()))
+def signer_config(settings: Settings) -> Config:
+    """What the signing process of these settings is told. Raises `Unavailable("signer_user_unknown")`."""
+    asking = {_uid(user) for user in settings.signer.allow_users} | {os.geteuid()}
+    is_own = settings.signer.user is None and not settings.signer.allow_users
+    return Config(
+        store_url=settings.store_url,
+        keys=settings.keys_dir,
+        answering=time_folder(settings.data_dir / "keys"),
+        socket=settings.signer_socket,
+        mode=0o600 if is_own else 0o660,
+        user=settings.signer.user,
+        allowed=tuple(sorted(asking)),
+        until_eof=False,
+        log_json=is_json_log(settings),
+        log_level=settings.log_level,
+    )
+
+
+def is_json_log(settings: Settings) -> bool:
+    """Whether log lines are for machines."""
+    return settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+
+
+def make_room_for_signer(settings: Settings) -> None:
+    """Where this is root and the signer has a user of its own: what it needs is that user's, or its group's."""
+    if os.geteuid() != 0 or settings.signer.user is None:
+        return
+    file = engine_url(settings.store_url).database if settings.store_url.startswith("sqlite") else None
+    make_room_for(
+        settings.signer.user,
+        keys=settings.keys_dir,
+        shared=settings.data_dir,
+        store_file=None if file is None else Path(file),
+    )
+
+
+def _uid(user: str) -> int:
+    if user.isdecimal():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise Unavailable("signer_user_unknown", user=user) from None
+
+
+async def _signing(server: Server, stack: contextlib.AsyncExitStack, clock: Clock, chance: Chance) -> SignerDoor:
+    """A door to the signing process, which begins while the store is made ready."""
+    settings = server.settings
+    door = SignerDoor(settings.signer_socket, clock)
+    stack.push_async_callback(door.close)
+    supervisor = Supervisor(clock=clock, chance=chance)
+    stack.push_async_callback(supervisor.close)
+    if settings.signer.run == "child":
+        make_room_for_signer(settings)
+        child = SignerChild(signer_config(settings), door, clock)
+        supervisor.keep("signer.process", child.run, SIGNER_POLICY)
+    supervisor.keep("signer.watch", door.watch, FOREVER)
+    return door
 
 
 async def _engine_room(
-    server: Server, stack: contextlib.AsyncExitStack, supervisor: Supervisor, desk: Desk, watch: ClockWatch
+    server: Server,
+    stack: contextlib.AsyncExitStack,
+    supervisor: Supervisor,
+    desk: Desk,
+    watch: ClockWatch,
+    signing: SignerDoor,
 ) -> None:
     settings, store, clock, chance = server.settings, desk.store, desk.clock, desk.chance
-    paths = _Paths(clock)
-    keys = FileSigner(settings.data_dir / "keys", chance=chance, path_of=paths.of)
-    signer = GuardedSigner(keys, watch)
+    signer = GuardedSigner(signing, watch)
     link = await _broker(server, stack, supervisor, desk)
     bus = PahoBus(
         _near(link.address.host),
@@ -465,7 +522,6 @@ async def _engine_room(
             assets_url=f"{server.http_url}/api/v1/assets", status_interval_s=settings.playout.status_interval_s
         ),
         lease_s=settings.playout.lease_s,
-        speak_for=keys.ensure_units,
         is_clock_trusted=lambda: watch.is_trusted,
         is_alone=_is_alone(settings, store, stack),
     )
@@ -524,7 +580,6 @@ async def _engine_room(
     alarms = Alarms(store=store, clock=clock, bell=conductor, housekeeping=(*housekeeping.jobs(), *attending))
 
     def planned(desired: Desired) -> None:
-        paths.tree = desired.fleet.tree
         judge.planned(desired)
         alarms.set_edge(desired.next_edge(clock.now()))
 
@@ -534,11 +589,13 @@ async def _engine_room(
         "conductor": conductor.is_in_office,
         "clock": watch.is_trusted,
         "broker_isolation": broker_watch.is_isolated,
+        "signer": signing.is_up,
     }
     await bus.start()
     await broker_watch.check()
     server.ingest_port = await ingest.start(settings.ingest.host, settings.ingest.port)
-    await _tell(server, desk, link, keys)
+    await signing.reached(SIGNER_START_S)
+    await _tell(server, desk, link, signing)
     await alarms.start()
     stack.callback(alarms.close)
     stack.push_async_callback(engine.close)
@@ -689,7 +746,7 @@ def _near(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
-async def _tell(server: Server, desk: Desk, link: _BrokerLink, signer: FileSigner) -> None:
+async def _tell(server: Server, desk: Desk, link: _BrokerLink, signer: SignerDoor) -> None:
     """Write down what the front doors must know of the engine room."""
     host = server.settings.broker.public_host or link.address.host
     if _near(host) != host and server.settings.http.public_url is not None:  # nodes reach both at one machine

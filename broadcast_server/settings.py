@@ -183,6 +183,18 @@ class PlayoutSettings(_Section):
     )
 
 
+class SignerSettings(_Section):
+    """The signing process, which alone holds the keys."""
+
+    run: Literal["child", "external"] = Field(
+        default="child", description="child: `serve` starts it; external: `broadcast-server signer` is a service"
+    )
+    user: str | None = Field(default=None, description="user it becomes when it is started as root")
+    allow_users: tuple[str, ...] = Field(default=(), description="users that may ask for signatures, beside its own")
+    socket: Path | None = Field(default=None, description="its unix socket; default signer.sock in data_dir")
+    keys_dir: Path | None = Field(default=None, description="its keys, mode 0700; default keys in data_dir")
+
+
 class Settings(BaseSettings):
     """All of it."""
 
@@ -204,6 +216,7 @@ class Settings(BaseSettings):
     relay: RelaySettings = RelaySettings()
     playout: PlayoutSettings = PlayoutSettings()
     audit: AuditSettings = AuditSettings()
+    signer: SignerSettings = SignerSettings()
 
     @field_serializer("database_url")
     def _without_password(self, value: str | None) -> str | None:
@@ -223,6 +236,16 @@ class Settings(BaseSettings):
         if (self.http.tls_cert is None) is not (self.http.tls_key is None):
             raise ValueError("LOA_HTTP__TLS_CERT and LOA_HTTP__TLS_KEY go together")
         return self
+
+    @property
+    def signer_socket(self) -> Path:
+        """Where signatures are asked for."""
+        return (self.signer.socket or self.data_dir / "signer.sock").absolute()
+
+    @property
+    def keys_dir(self) -> Path:
+        """Where the signing keys lie."""
+        return (self.signer.keys_dir or self.data_dir / "keys").absolute()
 
     @property
     def store_url(self) -> str:

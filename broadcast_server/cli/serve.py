@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="for machines")]
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command("serve")(serve)
+    app.command("signer")(signer)
     app.command("migrate")(migrate_store)
     app.command("check")(check)
     app.command("jobs")(list_jobs)
@@ -44,8 +46,7 @@ def serve(
 ) -> None:
     """Run the server until it is told to stop."""
     settings = load_settings()
-    is_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    configure(as_json=is_json, level=settings.log_level)
+    configure(as_json=composition.is_json_log(settings), level=settings.log_level)
     try:
         wanted = tuple(Role) if roles == "all" else tuple(Role(role) for role in roles.split("|"))
     except ValueError as error:
@@ -56,6 +57,24 @@ def serve(
         asyncio.run(composition.serve(settings, wanted))
     except BroadcastError as error:
         fail(error, COULD_NOT_START)
+
+
+def signer() -> None:
+    """Run the signing process as a service of its own (`LOA_SIGNER__RUN=external` for the server then)."""
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        composition.make_room_for_signer(settings)
+        config = composition.signer_config(settings)
+    except BroadcastError as error:
+        fail(error, COULD_NOT_START)
+    told, tell_it = os.pipe()
+    os.write(tell_it, config.line)
+    os.close(tell_it)
+    os.dup2(told, sys.stdin.fileno())
+    os.close(told)
+    # The same process from here on, without anything of the command line in its memory.
+    os.execv(sys.executable, [sys.executable, "-m", "broadcast_server.signer"])  # noqa: S606
 
 
 def migrate_store() -> None:

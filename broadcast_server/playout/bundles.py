@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from broadcast_server.domain.clock import Clock, to_ms
-from broadcast_server.domain.errors import Conflict, Corrupt, NotFound, Unavailable
+from broadcast_server.domain.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from broadcast_server.playout import wire
 from broadcast_server.playout.configs import StationFacts, node_configs
 from broadcast_server.playout.inbox import Inbox
@@ -30,7 +30,9 @@ from broadcast_server.store.session import Session, Store
 from broadcast_server.supervise import Executor
 from speaker_protocol.carry import Carried, CarriedKind, Message, NotCarried, write
 
-COUNTER: Final = "signed"
+COUNTER: Final = sequences.SIGNED
+_ROUNDS: Final = 10
+"""So often a plan is made anew without what the signer refused."""
 MOST_ACKS: Final = 12_000
 """So many of its latest reports are acknowledged to each node: as many as it keeps."""
 
@@ -63,8 +65,6 @@ class Parts:
     sound: Callable[[str], Path]
     """Where a sound lies, by hash."""
     facts: StationFacts
-    speak_for: Callable[[Sequence[str]], None]
-    set_paths: Callable[[Desired], None]
 
 
 async def export(parts: Parts, unit_id: str, target: Path) -> Bundle:
@@ -76,7 +76,6 @@ async def export(parts: Parts, unit_id: str, target: Path) -> Bundle:
     desired, sets = await parts.store.read(
         lambda session: (parts.planner.plan(session, now), emergencies.sets(session, now=now))
     )
-    parts.set_paths(desired)
     fleet = desired.fleet
     if unit_id not in fleet.tree:
         raise NotFound("unknown_unit", unit_id=unit_id)
@@ -105,11 +104,11 @@ async def export(parts: Parts, unit_id: str, target: Path) -> Bundle:
 
     sequence, epoch, known = await parts.store.begin(number)
     units = sorted({unit for seat in seats for unit in paths[seat.unit_id]})
-    parts.speak_for(units)
     signing = _Signing(parts.signer, parts.answers, now, epoch, sequence)
     messages = await signing.keys(units)
     messages += await signing.states(fleet_states(desired, parts.facts, frozenset(nodes), sets, units))
-    messages += await signing.plans(desired, frozenset(nodes))
+    desired, signed = await signing.plans(parts, desired, frozenset(nodes))
+    messages += signed
     messages += await signing.acks(known)
     wanted = _sounds(desired, frozenset(nodes), sets, units)
     files = {sha256: parts.sound(sha256) for sha256 in sorted(wanted)}
@@ -173,24 +172,38 @@ class _Signing:
         return await wire.key_messages(self.signer, units, now=self.now, epoch=self.epoch, sequence=self.sequence)
 
     async def states(self, states: Sequence[wire.StateToSend]) -> list[Message]:
-        return await wire.state_messages(self.signer, states, now=self.now, epoch=self.epoch, sequence=self.sequence)
+        ready, refused = await wire.state_messages(
+            self.signer, states, now=self.now, epoch=self.epoch, sequence=self.sequence
+        )
+        for why in refused.values():
+            raise why
+        return ready
 
-    async def plans(self, desired: Desired, nodes: frozenset[str]) -> list[Message]:
-        to_send = [
-            wire.PlanToSend(
-                node_id=seat.node_id,
-                unit_id=seat.unit_id,
-                packed=target.packed,
-                valid_from=desired.window.start,
-                valid_until=desired.window.end,
-                epoch=self.epoch,
-                sequence=self.sequence,
-            )
-            for target in desired.targets
-            for seat in target.seats
-            if seat.node_id in nodes
-        ]
-        return await wire.plan_messages(self.signer, to_send, now=self.now)
+    async def plans(self, parts: Parts, desired: Desired, nodes: frozenset[str]) -> tuple[Desired, list[Message]]:
+        """The plans, and what they were made of; without entries that the signer finds no ground for."""
+        for _ in range(_ROUNDS):
+            seated = [(seat, target) for target in desired.targets for seat in target.seats if seat.node_id in nodes]
+            to_send = [
+                wire.PlanToSend(
+                    node_id=seat.node_id,
+                    unit_id=seat.unit_id,
+                    packed=target.packed,
+                    valid_from=desired.window.start,
+                    valid_until=desired.window.end,
+                    epoch=self.epoch,
+                    sequence=self.sequence,
+                )
+                for seat, target in seated
+            ]
+            ready, refused = await wire.plan_messages(self.signer, to_send, now=self.now)
+            if not refused:
+                return desired, ready
+            for index, why in refused.items():
+                if not why.facts.get("entries"):
+                    raise why
+                parts.planner.bar(seated[index][1].sha256, why.facts["entries"], self.now)
+            desired = await parts.store.read(lambda session: parts.planner.plan(session, self.now))
+        raise Refused("signer_segments_refused", nodes=len(nodes))
 
     async def acks(self, known: Mapping[str, Mapping[str, Sequence[int]]]) -> list[Message]:
         made = []

@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from broadcast_server.domain.clock import to_ms
-from broadcast_server.domain.errors import BroadcastError, Unavailable
+from broadcast_server.domain.errors import BroadcastError, Refused, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.playout import wire
 from broadcast_server.signer.port import Signer, SignRequest
@@ -412,11 +412,19 @@ class GuardedSigner:
             self._watch.check()
         return await self._signer.sign_many(requests)
 
+    async def sign_each(self, requests: Sequence[SignRequest]) -> list[bytes | Refused]:
+        """See `Signer.sign_each`. Raises `Unavailable("clock_doubtful")`."""
+        if any(request.kind not in wire.SIGNED_IN_DOUBT for request in requests):
+            self._watch.check()
+        return await self._signer.sign_each(requests)
+
     def root_public(self) -> bytes:
         """The raw public root key that nodes are enrolled with."""
         return self._signer.root_public()
 
-    async def key_statements(self, unit: str, *, issued_ms: int, epoch: int, sequence: int) -> tuple[bytes, ...]:
-        """See `Signer.key_statements`. Raises `Unavailable("clock_doubtful")`."""
+    async def statements_of(
+        self, units: Sequence[str], *, issued_ms: int, epoch: int, sequence: int
+    ) -> list[tuple[bytes, ...] | Refused]:
+        """See `Signer.statements_of`. Raises `Unavailable("clock_doubtful")`."""
         self._watch.check()
-        return await self._signer.key_statements(unit, issued_ms=issued_ms, epoch=epoch, sequence=sequence)
+        return await self._signer.statements_of(units, issued_ms=issued_ms, epoch=epoch, sequence=sequence)

@@ -13,6 +13,8 @@ node or order, never the tick; (8) emergencies and stop-alls go first and wait f
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -48,9 +50,11 @@ NOTE_ALL_EVERY: Final = timedelta(minutes=30)
 RESEND_AFTER_S: Final = (20.0, 40.0, 80.0, 160.0, 320.0, 600.0)
 """Waits before a plan that is not followed is sent again; the last repeats. A node may be deaf for days."""
 RISE_EVERY_S: Final = 20.0
+CONFIGS_AGAIN_S: Final = 60.0
+"""So long after the signer refused a configuration it is asked again."""
 HIGHEST_CLAIM: Final = 0xF000_0000
 """A status is not signed: no node's word lifts the epoch to where the wire's 32 bits end."""
-COUNTER: Final = "signed"
+COUNTER: Final = sequences.SIGNED
 
 
 class Relays(Protocol):
@@ -81,25 +85,20 @@ class Conductor:
         chance: Chance,
         facts: StationFacts,
         lease_s: float,
-        speak_for: Callable[[Sequence[str]], None],
         is_alone: bool = False,
         is_clock_trusted: Callable[[], bool] = lambda: True,
         pace: Pace = PRODUCTION,
     ) -> None:
-        """`name`: who holds the lease. `speak_for(units)`: called before signing for new units, to give them keys.
-
-        `is_alone`: no other process can be alive that leads on this store, so a lease in force is a dead one's.
-        `is_clock_trusted`: while it is not, only alerts and relays are looked after.
+        """`name`: who holds the lease. `is_alone`: no other process can be alive that leads on this store, so a
+        lease in force is a dead one's. `is_clock_trusted`: while it is not, only alerts and relays are looked after.
         """
         self._is_clock_trusted = is_clock_trusted
         self._name, self._store, self._bus, self._signer = name, store, bus, signer
         self._engine, self._planner = engine, planner
         self._clock, self._chance, self._facts, self._lease_s = clock, chance, facts, lease_s
-        self._speak_for, self._is_alone, self._pace = speak_for, is_alone, pace
+        self._is_alone, self._pace = is_alone, pace
         self._ear, self._urgent_ear = store.doorbell.ear(), store.doorbell.ear()
-        self._urgent = UrgentLane(
-            store=store, signer=signer, clock=clock, office=self, speak_for=speak_for, may_say_keys=is_clock_trusted
-        )
+        self._urgent = UrgentLane(store=store, signer=signer, clock=clock, office=self, may_say_keys=is_clock_trusted)
         self._holding = asyncio.Lock()
         self._epoch = 0
         self._given = 0
@@ -132,6 +131,7 @@ class Conductor:
         self._note_all_at = datetime.min.replace(tzinfo=UTC)
         self._named: frozenset[tuple[str, str, str]] | None = None
         self._configured: Fleet | None = None
+        self._configs_again_s = math.inf
         self.desired: Desired | None = None
         self.on_planned: Callable[[Desired], None] = lambda _: None
         bus.on_connected(self._broker_is_back)
@@ -448,7 +448,8 @@ class Conductor:
                     )
                     for seat, target in wanted[start : start + SLICE]
                 ]
-                signed = await wire.plan_messages(self._signer, to_send, now=now)
+                signed, refused = await wire.plan_messages(self._signer, to_send, now=now)
+                self._take_refusals(refused, wanted[start : start + SLICE], fresh, now)
                 if sending is not None:
                     await sending
                 await self._hold_on()
@@ -463,6 +464,29 @@ class Conductor:
                 await asyncio.wait([sending])
         self._published.update(fresh)
         log.info("plans.published", nodes=len(wanted), bodies=len(bodies), epoch=epoch, sequence=sequence)
+
+    def _take_refusals(
+        self,
+        refused: wire.Refusals,
+        part: Sequence[tuple[Seat, TargetPlan]],
+        fresh: dict[str, PublishedPlan],
+        now: datetime,
+    ) -> None:
+        """What the signer found no ground for is left out of the next plan, which is made at once; named, not retried.
+
+        A node refused for itself keeps what it has, and is asked for again as one that does not answer.
+        """
+        others = Counter(why.code for why in refused.values() if not why.facts.get("entries"))
+        if others:
+            log.error("plans.not_signed", nodes=dict(others))
+        for index, why in refused.items():
+            seat, target = part[index]
+            entries = why.facts.get("entries")
+            if not entries:
+                continue
+            fresh.pop(seat.node_id, None)
+            self._planner.bar(target.sha256, entries, now)
+            self.ring()
 
     async def _publish_overdue(self, desired: Desired, now: datetime) -> None:
         """Nodes that are online and did not say they follow: send again, under a new number."""
@@ -495,7 +519,6 @@ class Conductor:
         units = _units_of(desired.fleet)
         fresh = sorted(units if self._must_renew(desired) else units - self._key_units)
         if fresh:
-            self._speak_for(fresh)
             sequence = await self.number()
             for start in range(0, len(fresh), SLICE):
                 part = fresh[start : start + SLICE]
@@ -514,7 +537,9 @@ class Conductor:
             self._urgent.forget()  # a day is over, and their expiry nearer
         await self._urgent.look(self._key_units)
         states: list[wire.StateToSend] = []
-        if must_renew or self._configured is not desired.fleet:
+        is_again = self._clock.monotonic() >= self._configs_again_s
+        if must_renew or is_again or self._configured is not desired.fleet:
+            self._configs_again_s = math.inf
             states += await self._configs(desired.fleet)
         await self._send_states(states, now, is_all=must_renew)
         self._configured, self._renewed_on = desired.fleet, desired.window.start
@@ -526,11 +551,17 @@ class Conductor:
             sequence = await self.number()
             for start in range(0, len(changed), SLICE):
                 part = changed[start : start + SLICE]
-                await self._publish(
-                    await wire.state_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence),
-                    sequence=sequence,
+                signed, refused = await wire.state_messages(
+                    self._signer, part, now=now, epoch=self._epoch, sequence=sequence
                 )
-                self._states.update((state.topic, state.body) for state in part)
+                if refused:
+                    first = next(iter(refused.values()))
+                    log.error("config.not_signed", nodes=len(refused), code=first.code, facts=first.facts)
+                    self._configs_again_s = self._clock.monotonic() + CONFIGS_AGAIN_S
+                await self._publish(signed, sequence=sequence)
+                self._states.update(
+                    (state.topic, state.body) for index, state in enumerate(part) if index not in refused
+                )
 
     async def _configs(self, fleet: Fleet) -> list[wire.StateToSend]:
         made = []
@@ -572,6 +603,8 @@ class Conductor:
                 to_send.append(
                     await wire.order_message(self._signer, order, now=now, epoch=self._epoch, sequence=sequence)
                 )
+            except Unavailable:
+                raise  # it is due again soon
             except BroadcastError as error:
                 log.error("order.unsendable", order_id=row.id, code=error.code, facts=error.facts)  # noqa: TRY400
                 wrong.append(row.id)

@@ -325,6 +325,8 @@ class Inbox:
         self._loaded_s = now_s
 
     async def _acknowledge(self, kept: list[wire.Report]) -> None:
+        if self._watch is not None:
+            self._watch.check()
         sent = 0
         for node_id, boots in wire.by_boot(kept).items():
             for boot_id, sequences in boots.items():

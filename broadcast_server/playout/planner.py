@@ -26,10 +26,10 @@ from broadcast_server.domain.clock import LOCAL, Window, from_ms, to_ms
 from broadcast_server.domain.errors import BroadcastError, Corrupt, Invalid
 from broadcast_server.domain.places import PlaceTree, Target, clusters_of
 from broadcast_server.domain.plan import Plan, PlanAsset, PlanSegment
-from broadcast_server.domain.policy import DEFAULT_POLICY, QuietHours, StationPolicy
+from broadcast_server.domain.policy import QuietHours, StationPolicy
 from broadcast_server.logs import get_logger
 from broadcast_server.playout import wire
-from broadcast_server.store import places, plans, schedules
+from broadcast_server.store import places, plans, schedules, stations
 from broadcast_server.store.plans import Seat
 from broadcast_server.store.schedules import Fault, ScheduledEntry
 from broadcast_server.store.session import Session
@@ -38,6 +38,8 @@ from broadcast_server.store.words import ConflictKind
 log = get_logger()
 
 LEAD_IN: Final = timedelta(days=1)
+BARRED_FOR: Final = timedelta(minutes=1)
+"""So long what the signer refused is left out of the very body it refused; then it is asked again."""
 
 _Targets = tuple[tuple[Target, ...], ...]
 
@@ -112,7 +114,7 @@ class Fleet:
         seated: dict[tuple[_Targets, StationPolicy, tuple[QuietHours, ...], timedelta], list[Seat]] = {}
         for seat in self.seats:
             policy = self.policies[seat.unit_id]
-            quiet = (*policy.quiet_of(seat.cluster_id)[1:], *_quiet_of(seat))
+            quiet = (*policy.quiet_of(seat.cluster_id)[1:], *stations.quiet_of(seat))
             shift = stagger.shift_of(seat.config.get("stagger_slot", 0), policy.stagger_s)
             hears = of_cluster.get(seat.cluster_id, ()) if seat.is_active else ()
             seated.setdefault((tuple(hears), policy, quiet, shift), []).append(seat)
@@ -175,6 +177,11 @@ class Planner:
         self._fleet: Fleet | None = None
         self._known: dict[tuple[object, ...], _Known] = {}
         self._expander = schedules.Expander()
+        self._barred: dict[str, tuple[Mapping[str, str], datetime]] = {}
+
+    def bar(self, sha256: str, names: Mapping[str, str], now: datetime) -> None:
+        """The signer refused a body because of these: reason by entry (or asset). The next plan is without them."""
+        self._barred[sha256] = (dict(names), now + BARRED_FOR)
 
     def window(self, now: datetime) -> Window:
         """From local midnight of today, `plan_days` days."""
@@ -186,6 +193,7 @@ class Planner:
     def plan(self, session: Session, now: datetime) -> Desired:
         """Everything that should sound in the window, for every node there is."""
         window = self.window(now)
+        self._barred = {sha256: barred for sha256, barred in self._barred.items() if barred[1] > now}
         fleet = self._look_at_fleet(session, now)
         entries = self._expander.load(session, Window(window.start - LEAD_IN, window.end), now)
         bundles, troubles = _bundle(entries, now)
@@ -205,6 +213,7 @@ class Planner:
                     log.error("plan.impossible", nodes=len(target_set.seats), code=error.code, facts=error.facts)  # noqa: TRY400
                     continue
             known[memo] = made
+            made = self._allowed(made, window)
             troubles += (trouble for trouble in made.troubles if trouble.until > now)
             targets.append(TargetPlan(made.plan, made.packed, made.sha256, target_set.seats))
         self._known = known
@@ -215,6 +224,14 @@ class Planner:
             troubles=tuple(troubles),
             fleet=fleet,
         )
+
+    def _allowed(self, made: _Known, window: Window) -> _Known:
+        while made.sha256 in self._barred:
+            fewer = _without(made, self._barred[made.sha256][0], window)
+            if fewer.sha256 == made.sha256:
+                break  # it is not about any of its entries
+            made = fewer
+        return made
 
     # -- who hears what
 
@@ -231,11 +248,6 @@ class Planner:
             log.error("places.contradict", code=error.code, facts=error.facts)  # noqa: TRY400  it is told, not traced
             return self._fleet  # as they were before somebody broke them
         seats = plans.seats(session)
-        stated = {
-            unit: policy
-            for unit, body in plans.policies(session).items()
-            if (policy := _policy_of(unit, body)) is not None
-        }
         self._fleet = Fleet(
             mark=mark,
             on=on,
@@ -243,21 +255,9 @@ class Planner:
             seats=seats,
             clusters=places.cluster_units(session),
             groups=places.groups_of(session),
-            policies={
-                unit: next((stated[place] for place in tree.ancestors(unit, on) if place in stated), DEFAULT_POLICY)
-                for unit in {seat.unit_id for seat in seats}
-            },
+            policies=stations.policies_in_force(session, {seat.unit_id for seat in seats}, tree, on),
         )
         return self._fleet
-
-
-def _policy_of(owner: str, document: Mapping[str, Any]) -> StationPolicy | None:
-    """None where the row makes no sense: what lies above holds then, at last the law's own quiet hours."""
-    try:
-        return policies.policy_from_dict(document)
-    except BroadcastError as error:
-        log.error("policy.unreadable", owner=owner, code=error.code, facts=error.facts)  # noqa: TRY400
-        return None
 
 
 def _bundle(
@@ -344,6 +344,23 @@ def _make(
         sha256=hashlib.sha256(packed).hexdigest(),
         troubles=tuple(troubles),
     )
+
+
+def _without(made: _Known, names: Mapping[str, str], window: Window) -> _Known:
+    """The plan without what the signer refused, each entry named. Raises nothing: a part of a good plan is one."""
+    by_id = {entry.entry.id: entry for entry in made.entries}
+    gone: dict[str, str] = {}
+    for segment in made.plan.segments:
+        reason = names.get(segment.entry_id) or names.get(segment.asset or "")
+        if reason is not None:
+            gone.setdefault(segment.entry_id, reason)
+    kept = tuple(segment for segment in made.plan.segments if segment.entry_id not in gone)
+    plan, packed = _packed(kept, by_id, window)
+    log.error("plan.refused_by_signer", entries=dict(sorted(gone.items())[:20]))
+    troubles = [
+        _trouble(by_id[entry_id], ConflictKind.ENTRY_DROPPED, {"reason": reason}) for entry_id, reason in gone.items()
+    ]
+    return _Known(made.entries, plan, packed, hashlib.sha256(packed).hexdigest(), (*made.troubles, *troubles))
 
 
 def _staggered(entries: tuple[ScheduledEntry, ...], shift: timedelta) -> tuple[list[timeline.Entry], Iterable[Trouble]]:
@@ -436,13 +453,6 @@ def _assets(entries: Iterable[ScheduledEntry]) -> tuple[PlanAsset, ...]:
         if entry.asset is not None
     }
     return tuple(found[sha256] for sha256 in sorted(found))
-
-
-def _quiet_of(seat: Seat) -> tuple[QuietHours, ...]:
-    """The cluster's own quiet hours, from its settings."""
-    told = seat.config.get("quiet")
-    policy = _policy_of(seat.cluster_id, {"cluster_quiet": {seat.cluster_id: told}}) if told else None
-    return () if policy is None else policy.quiet_of(seat.cluster_id)[1:]
 
 
 def _why(

@@ -12,6 +12,7 @@ number is stored before it is signed, and a slice leaves only while the lease is
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -30,6 +31,10 @@ log = get_logger()
 SLICE: Final = 500
 REPAIR_LOOK_S: Final = 1.0
 ENLIST_EVERY_S: Final = 10.0
+AGAIN_S: Final = 5.0
+"""So long after the signer refused a set it is asked again."""
+_ATTEMPTS: Final = 3
+"""As it was seen, as it is now, without what has no ground."""
 
 
 class Office(Protocol):
@@ -59,15 +64,11 @@ class UrgentLane:
         signer: Signer,
         clock: Clock,
         office: Office,
-        speak_for: Callable[[Sequence[str]], None],
         may_say_keys: Callable[[], bool],
     ) -> None:
-        """`speak_for(units)`: called before signing for new units, to give them keys.
-
-        `may_say_keys`: a delegation stands on its dates, so none is signed while the clock is in doubt.
-        """
+        """`may_say_keys`: a delegation stands on its dates, so none is signed while the clock is in doubt."""
         self._store, self._signer, self._clock = store, signer, clock
-        self._office, self._speak_for, self._may_say_keys = office, speak_for, may_say_keys
+        self._office, self._may_say_keys = office, may_say_keys
         self._turn = asyncio.Lock()
         self._bodies: dict[str, bytes] = {}
         self._sent: dict[str, bytes] = {}
@@ -76,6 +77,7 @@ class UrgentLane:
         self._marked: frozenset[str] = frozenset()
         self._done: dict[bool, object] = {}
         """What was last seen to be published, of the urgent units and of all: nothing new, nothing to compare."""
+        self._again_s = math.inf
         self._life = 0
         self._repaired_s = 0.0
         self._enlisted_s = 0.0
@@ -98,7 +100,9 @@ class UrgentLane:
             sets = await self._store.read(lambda session: emergencies.sets(session, now=now))
             wanted = sets.units.union(units)
             seen = (self._life, sets.alerts, sets.latches, wanted)
-            if self._done.get(bool(units)) != seen:
+            is_again = self._clock.monotonic() >= self._again_s
+            if is_again or self._done.get(bool(units)) != seen:
+                self._again_s = math.inf
                 await self._publish(sets, wanted, now)
                 self._done[bool(units)] = seen
             await self._mark(sets, now)
@@ -113,24 +117,47 @@ class UrgentLane:
         new = [state.owner for state in changed if state.owner in sets.units and state.owner not in self._spoken_for]
         if not self._may_say_keys():
             new = []
-        if new:
-            self._speak_for(new)
         sequence = await self._office.number()
         epoch = self._office.epoch
         for start in range(0, len(changed), SLICE):
             part = changed[start : start + SLICE]
             fresh = [state.owner for state in part if state.owner in new]
             keys = await wire.key_messages(self._signer, fresh, now=now, epoch=epoch, sequence=sequence)
-            signed = await wire.state_messages(self._signer, part, now=now, epoch=epoch, sequence=sequence)
+            bodies, signed = await self._sign(part, now, epoch, sequence)
             await self._office.publish([*keys, *signed], sequence=sequence)
             if life != self._life:
                 return  # the broker went and came meanwhile: the ring that told of it asks for everything
             self._spoken_for.update(fresh)
-            self._bodies.update((state.topic, state.body) for state in part)
+            self._bodies.update(bodies)
             self._sent.update(signed)
         loud = [state.owner for state in changed if state.owner in sets.alerts or state.owner in sets.latches]
         if loud:
             log.warning("alerts.published", units=loud[:20], epoch=epoch, sequence=sequence)
+
+    async def _sign(
+        self, states: Sequence[wire.StateToSend], now: datetime, epoch: int, sequence: int
+    ) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
+        """Bodies by topic and what to publish. A set that the signer refuses is made of the rows once more, for they
+        may have changed meanwhile; then without the alerts it names: one without ground silences no other.
+        """
+        left, bodies, ready = list(states), dict[str, bytes](), list[tuple[str, bytes]]()
+        barred: dict[str, frozenset[str]] = {}
+        for attempt in range(_ATTEMPTS):
+            signed, refused = await wire.state_messages(self._signer, left, now=now, epoch=epoch, sequence=sequence)
+            ready += signed
+            bodies.update((state.topic, state.body) for index, state in enumerate(left) if index not in refused)
+            if not refused:
+                return bodies, ready
+            units = [left[index].owner for index in refused]
+            if attempt > 0:
+                for index, why in refused.items():
+                    log.error("alerts.refused", unit_id=left[index].owner, code=why.code, facts=why.facts)
+                    named = frozenset(why.facts.get("alerts", ()))
+                    barred[left[index].owner] = barred.get(left[index].owner, frozenset()) | named
+            self._again_s = self._clock.monotonic() + AGAIN_S
+            sets = await self._store.read(lambda session: emergencies.sets(session, now=now))
+            left = alert_sets(units, _without(sets.alerts, barred), sets.latches)
+        return bodies, ready
 
     async def _mark(self, sets: Sets, now: datetime) -> None:
         """Write down that what is in force has left."""
@@ -162,6 +189,15 @@ class UrgentLane:
             log.warning("alerts.unanswered", nodes=len(due), units=len(topics))
             await self._office.publish([(topic, self._sent[topic]) for topic in sorted(topics)])
             await self._store.begin(lambda session: deliveries.sent_again(session, due, now=now), ring=False)
+
+
+def _without(
+    alerts: Mapping[str, Sequence[dict[str, Any]]], barred: Mapping[str, frozenset[str]]
+) -> dict[str, Sequence[dict[str, Any]]]:
+    return {
+        unit: [alert for alert in own if alert.get("alert_id") not in barred.get(unit, ())]
+        for unit, own in alerts.items()
+    }
 
 
 def _enlist(session: Session, sets: Sets, now: datetime) -> None:

@@ -20,12 +20,15 @@ from pydantic import ValidationError
 
 from broadcast_server.domain.clock import from_ms, to_ms
 from broadcast_server.domain.delivery import ALERT, Progress
-from broadcast_server.domain.errors import Invalid
+from broadcast_server.domain.errors import Invalid, Refused
 from broadcast_server.domain.plan import Plan
+from broadcast_server.logs import get_logger
 from broadcast_server.signer.port import Sealer, Signer, SignRequest
 from broadcast_server.store.audit import Anchor
 from speaker_protocol import brief, messages, topics
 from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, parse
+
+log = get_logger()
 
 STATUSES: Final = topics.NodeStatus.every()
 REPORTS: Final = topics.NodeReport.every()
@@ -125,8 +128,14 @@ class PlanToSend:
     sequence: int
 
 
-async def plan_messages(signer: Signer, plans: Sequence[PlanToSend], *, now: datetime) -> list[tuple[str, bytes]]:
-    """Topic and payload for each plan, signed by the key of the node's unit."""
+Refusals = dict[int, Refused]
+"""Why the signer refused, by place in what it was asked for."""
+
+
+async def plan_messages(
+    signer: Signer, plans: Sequence[PlanToSend], *, now: datetime
+) -> tuple[list[tuple[str, bytes]], Refusals]:
+    """Topic and payload for each plan, signed by the key of the node's unit; and what was refused."""
     heads: dict[int, bytes] = {}
     for plan in plans:
         if id(plan.packed) not in heads:
@@ -134,7 +143,7 @@ async def plan_messages(signer: Signer, plans: Sequence[PlanToSend], *, now: dat
                 plan.packed, valid_from_ms=to_ms(plan.valid_from), valid_until_ms=to_ms(plan.valid_until)
             ).encode()
     issued_ms = to_ms(now)
-    envelopes = await signer.sign_many(
+    outcomes = await signer.sign_each(
         [
             SignRequest(
                 kind=Kind.PLAN,
@@ -145,14 +154,21 @@ async def plan_messages(signer: Signer, plans: Sequence[PlanToSend], *, now: dat
                 epoch=plan.epoch,
                 sequence=plan.sequence,
                 body=heads[id(plan.packed)],
+                packed=plan.packed,
             )
             for plan in plans
         ]
     )
-    return [
-        (str(topics.NodePlan(plan.node_id)), messages.join_plan(envelope, plan.packed))
-        for plan, envelope in zip(plans, envelopes, strict=True)
+    ready = [
+        (str(topics.NodePlan(plan.node_id)), messages.join_plan(outcome, plan.packed))
+        for plan, outcome in zip(plans, outcomes, strict=True)
+        if isinstance(outcome, bytes)
     ]
+    return ready, _refusals(outcomes)
+
+
+def _refusals(outcomes: Sequence[bytes | Refused]) -> Refusals:
+    return {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Refused)}
 
 
 # -- config, alerts, keys ---------------------------------------------------------------------------------------------
@@ -246,10 +262,12 @@ def alert_set(unit_id: str, alerts: Iterable[Mapping[str, Any]], latch: tuple[st
 
 async def state_messages(
     signer: Signer, states: Sequence[StateToSend], *, now: datetime, epoch: int, sequence: int
-) -> list[tuple[str, bytes]]:
-    """Topic and payload for each retained state; alerts by the key of the unit, configs by the server's."""
+) -> tuple[list[tuple[str, bytes]], Refusals]:
+    """Topic and payload for each retained state, alerts by the key of the unit, configs by the server's; and what was
+    refused.
+    """
     issued_ms = to_ms(now)
-    envelopes = await signer.sign_many(
+    outcomes = await signer.sign_each(
         [
             SignRequest(
                 kind=state.kind,
@@ -264,20 +282,27 @@ async def state_messages(
             for state in states
         ]
     )
-    return [(state.topic, envelope) for state, envelope in zip(states, envelopes, strict=True)]
+    ready = [
+        (state.topic, outcome) for state, outcome in zip(states, outcomes, strict=True) if isinstance(outcome, bytes)
+    ]
+    return ready, _refusals(outcomes)
 
 
 async def key_messages(
     signer: Signer, units: Iterable[str], *, now: datetime, epoch: int, sequence: int
 ) -> list[tuple[str, bytes]]:
-    """What is said about the keys of each unit."""
-    return [
-        (
-            str(topics.UnitKeys(unit)),
-            messages.join_keys(await signer.key_statements(unit, issued_ms=to_ms(now), epoch=epoch, sequence=sequence)),
-        )
-        for unit in units
-    ]
+    """What is said about the keys of each unit. A unit that the signer refuses costs the others nothing."""
+    asked = tuple(units)
+    if not asked:
+        return []  # an alert in doubtful time goes without
+    said = await signer.statements_of(asked, issued_ms=to_ms(now), epoch=epoch, sequence=sequence)
+    made = []
+    for unit, statements in zip(asked, said, strict=True):
+        if isinstance(statements, Refused):
+            log.error("keys.refused", unit_id=unit, code=statements.code, facts=statements.facts)
+            continue
+        made.append((str(topics.UnitKeys(unit)), messages.join_keys(statements)))
+    return made
 
 
 @dataclass(frozen=True, slots=True)

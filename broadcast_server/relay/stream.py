@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broadcast_server.audio.feed import FrameSource
 from broadcast_server.audio.formats import FRAME_BYTES, SAMPLE_BYTES, SAMPLE_RATE_HZ
 from broadcast_server.domain.clock import Chance, Clock, to_ms
-from broadcast_server.domain.errors import Unavailable
+from broadcast_server.domain.errors import Refused, Unavailable
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.bus import Bus
 from broadcast_server.relay.pacing import USUAL_PACE, Corrections, MediaClock, Pace, playout_delay_ms
-from broadcast_server.signer.port import Signer, SignRequest
+from broadcast_server.signer.port import EPOCH_OLD, Signer, SignRequest
 from broadcast_server.supervise import Executor
 from speaker_protocol.frames import FLAG_AFTER_GAP, FLAG_LAST, AudioBatch, pack
 from speaker_protocol.messages import StreamHeadBody
@@ -143,7 +143,7 @@ class RelayStream:
         return Corrections() if self._media is None else self._media.corrections
 
     async def run(self) -> None:
-        """Relay until cancelled. Raises `Refused` when the server's key may not sign."""
+        """Relay until cancelled. Raises `Refused` when its first head is not signed."""
         async with contextlib.aclosing(self._source.blocks()) as blocks:
             first = await anext(blocks)
             while True:
@@ -179,11 +179,17 @@ class RelayStream:
         return sealed
 
     async def publish_head(self, body: StreamHeadBody, *, lease_ms: int = LEASE_MS) -> bool:
-        """Retain the head; False when the broker is away, which the next renewal mends."""
-        sealed = await self.seal_head(body, lease_ms=lease_ms)
+        """Retain the head; False when the broker or the signer is away, which the next renewal mends.
+
+        Raises `Refused` when the signer finds no ground for it; a renewal then ends the stream. One that comes from an
+        epoch that is over is not sent either, and not worth an end: the conductor is about to say what runs.
+        """
         try:
+            sealed = await self.seal_head(body, lease_ms=lease_ms)
             await self._bus.publish(str(StreamHead(self.stream_id)), sealed, qos=1, retain=True)
-        except Unavailable as error:
+        except (Unavailable, Refused) as error:
+            if isinstance(error, Refused) and error.code != EPOCH_OLD and lease_ms:
+                raise
             self.counters.heads_failed += 1
             log.warning("stream.head_unsent", stream_id=self.stream_id, reason=error.code)
             return False

@@ -127,8 +127,25 @@ class FileSigner:
             for request, speaker in chosen
         ]
 
+    async def sign_each(self, requests: Sequence[SignRequest]) -> list[bytes | Refused]:
+        """See `Signer.sign_each`."""
+        outcomes: list[bytes | Refused] = []
+        for request in requests:
+            try:
+                outcomes += await self.sign_many((request,))
+            except Refused as refused:
+                outcomes.append(refused)
+        return outcomes
+
+    async def statements_of(
+        self, units: Sequence[str], *, issued_ms: int, epoch: int, sequence: int
+    ) -> list[tuple[bytes, ...] | Refused]:
+        """See `Signer.statements_of`."""
+        self.ensure_units(units)
+        return [await self.key_statements(unit, issued_ms=issued_ms, epoch=epoch, sequence=sequence) for unit in units]
+
     async def key_statements(self, unit: str, *, issued_ms: int, epoch: int, sequence: int) -> tuple[bytes, ...]:
-        """See `Signer.key_statements`: what the root signed, the lists of revocations, and the keys that may speak."""
+        """What is said under one unit: what the root signed, the lists of revocations, and the keys that may speak."""
         self._tend(issued_ms)
         book = self._book()
         common = self._common_statements(book, issued_ms, epoch, sequence)

@@ -258,6 +258,36 @@ def sets(session: Session, *, now: datetime) -> Sets:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Airing:
+    """What is in force for one unit: its alerts with the emergency each tells of, and its stop-all."""
+
+    alerts: tuple[tuple[AlertRow, EmergencyRow | None], ...] = ()
+    latch: tuple[str, datetime] | None = None
+
+
+def airing(session: Session, units: Collection[str], *, now: datetime) -> dict[str, Airing]:
+    """By unit, for each that is asked for: what whoever signs its set must find there."""
+    alerts: dict[str, list[tuple[AlertRow, EmergencyRow | None]]] = {unit: [] for unit in units}
+    for alert, emergency_row in session.execute(
+        select(AlertRow, EmergencyRow)
+        .outerjoin(
+            EmergencyRow,
+            (EmergencyRow.id == AlertRow.emergency_id) & (EmergencyRow.state == EmergencyState.IN_FORCE),
+        )
+        .where(AlertRow.cancelled_at.is_(None), AlertRow.expires_at > now)
+        .order_by(AlertRow.issued_at, AlertRow.id)
+    ):
+        if alert.unit_id in alerts:
+            alerts[alert.unit_id].append((alert, emergency_row))
+    latches: dict[str, tuple[str, datetime]] = {}
+    for latch in session.scalars(
+        select(StopAllRow).where(StopAllRow.released_at.is_(None)).order_by(StopAllRow.since.desc(), StopAllRow.id)
+    ):
+        latches[latch.unit_id] = (latch.id, latch.since)  # the oldest one is the unit's latch
+    return {unit: Airing(tuple(found), latches.get(unit)) for unit, found in alerts.items()}
+
+
 def title_of(text: str | None, hazard: str | None, otherwise: str) -> str:
     """What people call an emergency: its words, else what the nodes say of its danger."""
     known = HAZARDS.get(hazard or "")

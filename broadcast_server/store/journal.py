@@ -72,9 +72,12 @@ class Journal:
         return text[: text.rfind("\n") + 1].splitlines()
 
 
-def take_over(session: Session, rows: Sequence[Mapping[str, Any]], *, now: datetime) -> int:
-    """Append to the audit log the journal's lines that it does not have yet; how many these were."""
-    known = facts.find(session, TAKEN)
+def take_over(session: Session, rows: Sequence[Mapping[str, Any]], *, now: datetime, fact: str = TAKEN) -> int:
+    """Append to the audit log the journal's lines that it does not have yet; how many these were.
+
+    `fact`: where it is remembered how far; another for each journal.
+    """
+    known = facts.find(session, fact)
     taken = 0 if known is None else int(known["lines"])
     for number, row in enumerate(rows[taken:], start=taken + 1):
         audit.append(
@@ -87,5 +90,5 @@ def take_over(session: Session, rows: Sequence[Mapping[str, Any]], *, now: datet
             detail={**row["detail"], "journal": {"line": number, "at": row["at"]}},
         )
     if len(rows) > taken:
-        facts.put(session, TAKEN, {"lines": len(rows)}, now=now)
+        facts.put(session, fact, {"lines": len(rows)}, now=now)
     return max(0, len(rows) - taken)

@@ -169,6 +169,12 @@ def bulletin(session: Session, bulletin_id: str) -> BulletinRow:
     return row
 
 
+def classes_of(session: Session, bulletin_ids: Collection[str]) -> dict[str, BulletinClass]:
+    """The class each of these bulletins has."""
+    rows = session.execute(select(BulletinRow.id, BulletinRow.klass).where(BulletinRow.id.in_(bulletin_ids)))
+    return dict(rows.tuples().all())
+
+
 def bulletin_of_key(session: Session, unit_id: str, key: str) -> BulletinRow | None:
     """The unit's bulletin that a document calls so, or that has this id."""
     return session.scalars(

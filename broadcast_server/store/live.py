@@ -38,6 +38,11 @@ def get(session: Session, session_id: str) -> LiveSessionRow:
     return row
 
 
+def find(session: Session, session_id: str) -> LiveSessionRow | None:
+    """The session, if there is one of this id."""
+    return session.get(LiveSessionRow, session_id)
+
+
 def open_sessions(session: Session) -> list[LiveSessionRow]:
     """Those that are on the air, oldest first."""
     query = select(LiveSessionRow).where(LiveSessionRow.state == LiveState.OPEN)

@@ -11,10 +11,15 @@ from sqlalchemy.orm import Session
 from broadcast_server.store.tables import OutboxRow
 from broadcast_server.store.words import OutboxState
 
-_OPEN = (OutboxState.PENDING, OutboxState.SENT)
+OPEN = (OutboxState.PENDING, OutboxState.SENT)
 
 RETRY_AFTER_S = (2, 4, 8, 15, 30)
 """Seconds to the next attempt; the last repeats."""
+
+
+def find(session: Session, row_id: str) -> OutboxRow | None:
+    """One of them."""
+    return session.get(OutboxRow, row_id)
 
 
 def due(session: Session, *, now: datetime, limit: int = 500) -> list[OutboxRow]:
@@ -22,7 +27,7 @@ def due(session: Session, *, now: datetime, limit: int = 500) -> list[OutboxRow]
     return list(
         session.scalars(
             select(OutboxRow)
-            .where(OutboxRow.state.in_(_OPEN), OutboxRow.due_at <= now, OutboxRow.expires_at > now)
+            .where(OutboxRow.state.in_(OPEN), OutboxRow.due_at <= now, OutboxRow.expires_at > now)
             .order_by(OutboxRow.due_at, OutboxRow.id)
             .limit(limit)
         )
@@ -55,14 +60,14 @@ def acknowledge(session: Session, done: Collection[tuple[str, str]], *, now: dat
 
 def has_expired(session: Session, *, now: datetime) -> bool:
     """Whether there is something for `expire` to do."""
-    return bool(session.scalar(select(exists().where(OutboxRow.state.in_(_OPEN), OutboxRow.expires_at <= now))))
+    return bool(session.scalar(select(exists().where(OutboxRow.state.in_(OPEN), OutboxRow.expires_at <= now))))
 
 
 def expire(session: Session, *, now: datetime) -> None:
     """What nobody acknowledged in time is given up, visibly."""
     session.execute(
         update(OutboxRow)
-        .where(OutboxRow.state.in_(_OPEN), OutboxRow.expires_at <= now)
+        .where(OutboxRow.state.in_(OPEN), OutboxRow.expires_at <= now)
         .values(state=OutboxState.EXPIRED)
     )
 

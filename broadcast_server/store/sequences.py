@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.tables import SequenceRow
+
+SIGNED: Final = "signed"
+"""The one counter of all that is signed and ordered by number."""
 
 
 def take(session: Session, name: str, *, above: int = 0, count: int = 1) -> int:

@@ -18,14 +18,16 @@ from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
 from broadcast_server.domain.clock import LOCAL, to_ms
+from broadcast_server.domain.consent import ConsentRole
 from broadcast_server.domain.errors import BroadcastError
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.recurrence import rule_from_dict
-from broadcast_server.store import audit, library, places
+from broadcast_server.store import audit, emergencies, library, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
     AlertRow,
     ClusterRow,
+    EmergencyRow,
     GrantRow,
     GroupMemberRow,
     GroupRow,
@@ -35,8 +37,17 @@ from broadcast_server.store.tables import (
     UnitRow,
     UserRow,
 )
+from broadcast_server.store.tables_approval import EmergencyConsentRow
 from broadcast_server.store.types import fold
-from broadcast_server.store.words import ContentKind, MediaKind, Role, VersionState
+from broadcast_server.store.words import (
+    ContentKind,
+    EmergencyMode,
+    EmergencyNature,
+    EmergencyState,
+    MediaKind,
+    Role,
+    VersionState,
+)
 from simulation.world.shelf import Shelf
 from simulation.world.trace import Trace
 from speaker_protocol.rules import BulletinClass, Level
@@ -63,6 +74,11 @@ class Sound:
     bulletin_id: str
     sha256: str
     length_ms: int
+
+    @property
+    def version_id(self) -> str:
+        """Of its one version."""
+        return f"v{self.bulletin_id[1:]}"
 
 
 @dataclass(slots=True)
@@ -348,25 +364,50 @@ class People:
         made, now = self.desk.chance.new_id(), self.desk.clock.now()
         expires = now + timedelta(minutes=minutes)
         level = Level.EMERGENCY_UPPER if unit_id == PROVINCE else Level.EMERGENCY_COMMUNE
-        body = {
-            "alert_id": made,
-            "level": int(level),
-            "issued_ms": to_ms(now),
-            "expires_ms": to_ms(expires),
-            "asset": sound.sha256,
-            "asset_ms": sound.length_ms,
-            "asset_bytes": len(self.shelf.content(sound.sha256)),
-            "text": "Diễn tập mô phỏng",
-            "drill": True,
-        }
+        row = EmergencyRow(
+            id=made,
+            unit_id=unit_id,
+            units=[unit_id],
+            state=EmergencyState.IN_FORCE,
+            mode=EmergencyMode.DRILL,
+            nature=EmergencyNature.ALERT,
+            level=int(level),
+            phrases=[],
+            text="Diễn tập mô phỏng",
+            bulletin_version_id=sound.version_id,
+            asset_sha256=sound.sha256,
+            expires_min=minutes,
+            reason="mô phỏng",
+            proposed_by=self.editor.login,
+            proposed_at=now,
+            launched_at=now,
+            expires_at=expires,
+        )
+        row.content_hash = emergencies.alarm_of(row).content_hash
+        agreed = ((self.editor, ConsentRole.INITIATOR), (self.places[0].head, ConsentRole.APPROVER))
 
         def write(session: Session) -> None:
+            session.add(row)
+            session.flush()
+            for number, (actor, role) in enumerate(agreed):
+                session.add(
+                    EmergencyConsentRow(
+                        id=f"{number}{made[1:]}",
+                        emergency_id=made,
+                        user_id=actor.user_id,
+                        login=actor.login,
+                        role=role,
+                        content_hash=row.content_hash,
+                        at=now,
+                    )
+                )
             session.add(
                 AlertRow(
                     id=made,
+                    emergency_id=made,
                     unit_id=unit_id,
                     level=int(level),
-                    body=body,
+                    body=emergencies.body_of(session, row),
                     issued_at=now,
                     expires_at=expires,
                 )
@@ -387,8 +428,9 @@ class People:
         now = self.desk.clock.now()
 
         def write(session: Session) -> None:
-            row = session.get_one(AlertRow, made)
-            row.cancelled_at = now
+            session.get_one(AlertRow, made).cancelled_at = now
+            row = session.get_one(EmergencyRow, made)
+            row.state, row.ended_at = EmergencyState.CANCELLED, now
             self._audit(session, "emergency.cancel", unit_id, f"emergency/{made}", now)
 
         await self._write("call_off", write)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 from broadcast_server.domain.errors import Unavailable
-from broadcast_server.domain.places import PlaceTree
 from broadcast_server.mqtt.bus import LoopbackBus, QoS
 from broadcast_server.playout.conductor import Conductor
 from broadcast_server.playout.configs import StationFacts
@@ -24,9 +23,9 @@ from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.pace import Pace
 from broadcast_server.playout.planner import Desired, Planner
+from broadcast_server.signer.checked import CheckedSigner
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.signer.time_key import TimeKey, time_folder
-from broadcast_server.store import places
 from broadcast_server.store.session import Store
 from simulation.world.net import Ether
 from simulation.world.time import SeededChance, VirtualTime
@@ -152,10 +151,13 @@ class Station:
         self.ice = Ice()
         self._premises = premises
         self._clock = clock = _IcyClock(premises.time, self.ice)
-        self._tree: PlaceTree | None = None
         self.store = Store(premises.url, clock=clock, chance=chance, executor=_IcyExecutor(self.ice))
         self.bus = _IcyBus(name, premises.ether, clock, self.ice)
-        self.signer = FileSigner(premises.folder / "keys", chance=chance, path_of=self._path_of)
+        self.signer = CheckedSigner(
+            lambda path_of: FileSigner(premises.folder / "keys", chance=chance, path_of=path_of),
+            store=self.store,
+            clock=clock,
+        )
         self.conductor = Conductor(
             name=name,
             store=self.store,
@@ -167,7 +169,6 @@ class Station:
             chance=chance,
             facts=StationFacts(assets_url=ASSETS_URL, status_interval_s=premises.status_interval_s),
             lease_s=premises.lease_s,
-            speak_for=self.signer.ensure_units,
             is_alone=is_alone,
             pace=premises.pace,
         )
@@ -186,11 +187,7 @@ class Station:
         )
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _path_of(self, unit: str) -> Sequence[str]:
-        return (unit,) if self._tree is None else self._tree.ancestors(unit, places.local_date(self._clock.now()))
-
     def _planned(self, desired: Desired) -> None:
-        self._tree = desired.fleet.tree
         self.judge.planned(desired)
 
     def _heard(self, what: Heard) -> None:

@@ -29,6 +29,7 @@ from broadcast_server.playout.inbox import Heard, Inbox
 from broadcast_server.playout.judge import Judge
 from broadcast_server.playout.planner import Desired, Planner
 from broadcast_server.relay.engine import StreamSpec
+from broadcast_server.signer.checked import CheckedSigner
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.store.session import Session, Store
@@ -240,7 +241,7 @@ class Server:
 
     name: str
     bus: LoopbackBus
-    signer: FileSigner
+    signer: CheckedSigner
     conductor: Conductor
     inbox: Inbox
     judge: Judge
@@ -289,7 +290,9 @@ class Room:
         chance = FakeChance(sum(name.encode()))
         clock, store = self.clock, store or self.store
         bus = LoopbackBus(self.hub, clock=clock, user="server")
-        signer = FileSigner(self.keys, chance=FakeChance(98), path_of=lambda unit: (unit, PROVINCE))
+        signer = CheckedSigner(
+            lambda path_of: FileSigner(self.keys, chance=FakeChance(98), path_of=path_of), store=store, clock=clock
+        )
         relays, plannings = Relays(), list[Desired]()
         conductor = Conductor(
             name=name,
@@ -302,7 +305,6 @@ class Room:
             chance=chance,
             facts=StationFacts(assets_url="http://127.0.0.1:8080/api/v1/assets", status_interval_s=30),
             lease_s=LEASE_S,
-            speak_for=signer.ensure_units,
             is_clock_trusted=lambda: watch is None or watch.is_trusted,
         )
         judge = Judge(store=store, clock=clock, chance=chance, grace=timedelta(seconds=20))

@@ -49,8 +49,6 @@ def parts(room: Room, folder: Path, days: int = 14) -> bundles.Parts:
         executor=InlineExecutor(),
         sound=lambda sha: folder / f"{sha}.opus",
         facts=StationFacts(assets_url="http://127.0.0.1:8080/api/v1/assets", status_interval_s=30),
-        speak_for=room.server.signer.ensure_units,
-        set_paths=lambda _desired: None,
     )
 
 

@@ -13,16 +13,18 @@ import pytest
 
 from broadcast_server.control import timekeeping
 from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.emergency import Message, NewEmergency
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.errors import Refused, Unavailable
 from broadcast_server.playout.clock_watch import AGREE_S, ClockWatch, Doubt
 from broadcast_server.store import clocks, facts
 from broadcast_server.store.session import Session, Store
-from broadcast_server.store.tables import AlertRow, AuditRow
+from broadcast_server.store.tables import AuditRow
+from broadcast_server.store.words import EmergencyMode
 from broadcast_server.supervise import SteadyClock, SystemClock, kernel_is_synchronised
-from speaker_protocol import messages as wire
 from speaker_protocol.topics import UnitAlert
 from tests.playout.rig import Room, a_room
+from tests.support.alarms import a_duo
 from tests.support.clock import FakeClock
 from tests.support.village import DONG, LAN, at, daily
 
@@ -269,23 +271,8 @@ async def test_in_doubt_nobody_is_told_the_time_no_plan_leaves_and_an_emergency_
         assert room.node.plans_obeyed == obeyed
         told = len(room.sent)
 
-        def warn(session: Session) -> None:
-            now = room.clock.now()
-            body = wire.AlertBody(
-                alert_id="lu", level=85, issued_ms=to_ms(now), expires_ms=to_ms(now + timedelta(hours=1))
-            )
-            session.add(
-                AlertRow(
-                    id="lu",
-                    unit_id=DONG,
-                    level=85,
-                    body=body.model_dump(mode="json", exclude_none=True),
-                    issued_at=now,
-                    expires_at=now + timedelta(hours=1),
-                )
-            )
-
-        await room.store.begin(warn)
+        asked = NewEmergency(DONG, EmergencyMode.REAL, Message(hazard="flood"), "Lũ", confirm="KHẨN CẤP")
+        await (await a_duo(room.village.desk, DONG)).raise_(asked)
         await room.turn()
         assert room.sent[told:].count(str(UnitAlert(DONG))) == 1
 

@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 
 from broadcast_server.control import fleet, relays, scheduling
 from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.emergency import Message, NewEmergency
 from broadcast_server.control.fleet import Order, OrderVerb
 from broadcast_server.control.relays import RelaySetting
 from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
@@ -27,11 +28,12 @@ from broadcast_server.store.tables import (
     PolicyRow,
     ScheduleRow,
 )
-from broadcast_server.store.words import ConflictKind, ContentKind, OutboxState, ScheduleState
+from broadcast_server.store.words import ConflictKind, ContentKind, EmergencyMode, OutboxState, ScheduleState
 from speaker_protocol.messages import split_plan
 from speaker_protocol.rules import Late, LatePolicy
 from speaker_protocol.signing import parse
 from tests.playout.rig import FAR, LEASE_S, NEIGHBOUR, NODE, Room, a_room
+from tests.support.alarms import a_duo
 from tests.support.village import DONG, LAN, PROVINCE, TAY, at, daily, once
 
 ONE_CLUSTER = (Target(TargetKind.CLUSTER, f"c1-{DONG}"),)
@@ -472,20 +474,21 @@ async def test_nonsense_in_one_clusters_settings_costs_only_those(tmp_path: Path
 
 async def test_an_alert_that_is_none_takes_nothing_from_the_others(tmp_path: Path):
     async with a_room(tmp_path) as room:
+        duo = await a_duo(room.village.desk, DONG)
+        asked = NewEmergency(DONG, EmergencyMode.REAL, Message(text="Lũ về"), "Lũ", confirm="KHẨN CẤP")
+        good = (await duo.raise_(asked)).row
 
         def write(session: Session) -> None:
-            good = {"alert_id": "a1", "level": 90, "issued_ms": 1, "expires_ms": 2, "text": "Lũ về"}
-            for name, body in (("a1", good), ("a2", {"alert_id": ""})):
-                session.add(AlertRow(id=name, unit_id=DONG, level=90, body=body, issued_at=at(9), expires_at=at(12)))
+            for name, body in (("a2", {"alert_id": ""}), ("a3", {"alert_id": "a3", "issued_ms": 1, "expires_ms": 2})):
+                told = {"level": 90, **body}
+                session.add(AlertRow(id=name, unit_id=DONG, level=90, body=told, issued_at=at(8), expires_at=at(12)))
 
         await room.store.begin(write)
         await room.turn()
 
-        held = room.hub.retained[f"loa/1/unit/{DONG}/alert"]
-        assert b"a1" in held
-        assert b"a2" not in held
+        assert [one.alert_id for one in room.node.sets[DONG].alerts] == [good.id]
         await room.until(at(12, 0, 1))
-        assert b"a1" not in room.hub.retained[f"loa/1/unit/{DONG}/alert"]
+        assert room.node.sets[DONG].alerts == ()
 
 
 async def test_a_plan_too_large_for_a_packet_is_trimmed_at_its_far_end_and_named(tmp_path: Path):
