@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import stat
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcast_server.supervise import Child, usage_of
+from broadcast_server.supervise import Child, SystemClock, usage_of
 from simulation.listening import read_recordings
 from simulation.samples import sample
 from simulation.village import Village
@@ -106,7 +105,7 @@ async def test_an_ordinary_user_serves_with_a_signer_of_its_own_that_ends_with_i
             if await village._is_ready():
                 break
             assert server.returncode is None, server.stderr_tail
-            await asyncio.sleep(0.05)
+            await SystemClock().sleep(0.05)
         (signer,) = signers_of(server.pid)
         assert user_of(signer) == NOBODY
         os.kill(server.pid, signal.SIGKILL)
