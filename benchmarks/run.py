@@ -43,6 +43,7 @@ GROUPS = {
         "enrolment",
         "broker_acl",
         "forged_commands",
+        "login_attack",
         "malformed_wire",
         "push_listener",
         "seeded_defects",

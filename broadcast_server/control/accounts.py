@@ -24,6 +24,7 @@ import pyotp
 from broadcast_server.control import hashing
 from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.hashing import Lane
 from broadcast_server.domain import passwords
 from broadcast_server.domain.errors import Conflict, NotFound, Refused
 from broadcast_server.domain.throttle import OF_ACCOUNT, Bucket
@@ -102,7 +103,7 @@ async def change_password(desk: Desk, actor: Actor, proof: Proof, new_password: 
     """
     require_whole(actor)
     await _check_new(desk, actor, proof.password, new_password)
-    async with desk.hashing.turn(_bucket(actor).name, is_known=True):
+    async with desk.hashing.turn(_bucket(actor).name):
         hashed = await desk.executor.run(hashing.hash_of, new_password, desk.chance)
     cookie = new_cookie(desk)
 
@@ -236,15 +237,13 @@ async def judged(
     find: Callable[[Session], CredentialRow | None],
     *,
     who: str,
-    is_known: bool,
+    lane: Lane,
 ) -> str | None:
     """The stored hash that `password` matches, None if it matches none: a try, counted in all `buckets`.
 
-    Takes the same time whether there is a credential or not. Raises `Refused("too_many_tries")`.
+    Takes the same time whether there is a credential or not. Who calls has asked `require_let_in` in a reading of its
+    own, so that a flood of guesses costs neither a write nor a hash. Raises `Refused("too_many_tries")`.
     """
-    waiting = await desk.store.read(lambda session: accounts.wait(session, buckets, desk.clock.now()))
-    if waiting:  # told without a write and without a hash: a flood of guesses costs little
-        raise too_many(waiting)
 
     def charge(session: Session) -> str | Refused | None:
         now = desk.clock.now()
@@ -254,7 +253,7 @@ async def judged(
         credential = find(session)
         return None if credential is None or _has_lapsed(credential, now) else credential.password_hash
 
-    async with desk.hashing.turn(who, is_known=is_known):
+    async with desk.hashing.turn(who, lane):
         stored = _or_raise(await desk.store.begin(charge, ring=False))
         is_right = await desk.executor.run(hashing.matches, stored, password)
     return stored if is_right else None
@@ -269,6 +268,7 @@ async def _at_the_door(
     is_for_weight: bool = False,
 ) -> T:
     """What `settle` returns, in a transaction, once the password was judged; a `Refused` it returns is committed."""
+    bucket = _bucket(actor)
 
     def find(session: Session) -> CredentialRow | None:
         credential = session.get(CredentialRow, actor.user_id)
@@ -283,14 +283,24 @@ async def _at_the_door(
         # what was judged must still be what counts: another tab may have changed it meanwhile
         return settle(session, user, credential, stored is not None and stored == credential.password_hash)
 
-    await desk.store.read(find)
-    bucket = _bucket(actor)
-    stored = await judged(desk, password, [bucket], find, who=bucket.name, is_known=True)
+    def look(session: Session) -> None:
+        find(session)
+        require_let_in(session, [bucket], desk.clock.now())
+
+    await desk.store.read(look)
+    stored = await judged(desk, password, [bucket], find, who=bucket.name, lane=Lane.KNOWN)
     return _or_raise(await desk.store.begin(work))
 
 
 def _bucket(actor: Actor) -> Bucket:
     return Bucket(f"sign-in/{actor.session_id}" if actor.session_id is not None else f"user/{actor.user_id}")
+
+
+def require_let_in(session: Session, buckets: Sequence[Bucket], now: datetime) -> None:
+    """Raise `Refused("too_many_tries")` while one of the buckets is full; counts nothing."""
+    waiting = accounts.wait(session, buckets, now)
+    if waiting:
+        raise too_many(waiting)
 
 
 def too_many(waiting: timedelta) -> Refused:

@@ -3,8 +3,9 @@
 One hash takes 46 MiB and some 45 ms of a core, on purpose, so whoever sends guesses must not take the cores from who
 logs in, nor from a voice that is being encoded. A maintainer must not break: (1) never more than `SLOTS` at once, and
 of strangers never more than `STRANGERS`: somebody who was here before (a signed-in person, a known browser) does not
-wait behind a crowd; (2) within a lane addresses take turns, so one that sends a thousand waits for itself; (3) who
-waits is bounded: the address that waits most is sent away; (4) no hash inside a store transaction.
+wait behind a crowd, nor an address that made no mistake behind those that did; (2) within a lane addresses take turns,
+so one that sends a thousand waits for itself; (3) who waits is bounded: the address that waits most is sent away;
+(4) no hash inside a store transaction.
 
 Parameters: OWASP password storage, argon2id with 46 MiB, 1 pass, 1 lane.
 """
@@ -15,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from typing import Final
 
 from argon2 import PasswordHasher
@@ -49,51 +51,61 @@ def matches(stored: str | None, password: str) -> bool:
     return stored is not None
 
 
+class Lane(IntEnum):
+    """Who comes first."""
+
+    KNOWN = 0
+    """Signed in, or at a browser where the person has been before."""
+    NEW = 1
+    """From an address without a mistake in the last quarter of an hour."""
+    TRIED = 2
+
+
 class HashRoom:
     """Turns, for one process."""
 
     def __init__(self) -> None:
-        self._running = {True: 0, False: 0}
-        self._lanes = {True: _Lane(), False: _Lane()}
+        self._running = dict.fromkeys(Lane, 0)
+        self._waiting = {lane: _Queue() for lane in Lane}
 
     @asynccontextmanager
-    async def turn(self, who: str, *, is_known: bool) -> AsyncIterator[None]:
+    async def turn(self, who: str, lane: Lane = Lane.KNOWN) -> AsyncIterator[None]:
         """Room for one hash at a time. `who`: takes turns with others, an address or a sign-in.
 
         Raises `Refused("too_many_tries")` when too many wait and `who` is most of them.
         """
-        lane = self._lanes[is_known]
-        if lane.is_empty and self._has_room(is_known):
-            self._running[is_known] += 1
+        if self._has_room(lane) and all(self._waiting[before].is_empty for before in Lane if before <= lane):
+            self._running[lane] += 1
         else:
-            await self._wait(lane, who, is_known=is_known)
+            await self._wait(who, lane)
         try:
             yield
         finally:
-            self._leave(is_known)
+            self._leave(lane)
 
-    def _has_room(self, is_known: bool) -> bool:
-        return sum(self._running.values()) < SLOTS and (is_known or self._running[False] < STRANGERS)
+    def _has_room(self, lane: Lane) -> bool:
+        strangers = self._running[Lane.NEW] + self._running[Lane.TRIED]
+        return sum(self._running.values()) < SLOTS and (lane is Lane.KNOWN or strangers < STRANGERS)
 
-    async def _wait(self, lane: _Lane, who: str, *, is_known: bool) -> None:
-        called = lane.add(who)
+    async def _wait(self, who: str, lane: Lane) -> None:
+        called = self._waiting[lane].add(who)
         try:
             await called
         except asyncio.CancelledError:
             if called.done() and not called.cancelled() and called.exception() is None:
-                self._leave(is_known)  # the turn had come at the same moment
-            lane.drop(who, called)
+                self._leave(lane)  # the turn had come at the same moment
+            self._waiting[lane].drop(who, called)
             raise
 
-    def _leave(self, is_known: bool) -> None:
-        self._running[is_known] -= 1
-        for lane_is_known in (True, False):
-            while self._has_room(lane_is_known) and (called := self._lanes[lane_is_known].next()) is not None:
-                self._running[lane_is_known] += 1
+    def _leave(self, lane: Lane) -> None:
+        self._running[lane] -= 1
+        for first in Lane:
+            while self._has_room(first) and (called := self._waiting[first].next()) is not None:
+                self._running[first] += 1
                 called.set_result(None)
 
 
-class _Lane:
+class _Queue:
     """Who waits: a queue for each address, the addresses in a circle."""
 
     def __init__(self) -> None:

@@ -140,7 +140,7 @@ async def reset_password(desk: Desk, actor: Actor, user_id: str) -> str:
     All sign-ins of the person end. Raises `Refused`: `self_reset` for one's own account, and as `disable_user`.
     """
     first = first_password(desk)
-    async with desk.hashing.turn(actor.user_id, is_known=True):
+    async with desk.hashing.turn(actor.user_id):
         hashed = await desk.executor.run(hashing.hash_of, first, desk.chance)
 
     def work(session: Session) -> str:
@@ -186,7 +186,7 @@ async def first_administrator(
     if not actor.everywhere:
         raise Refused("not_permitted", action=Action.PEOPLE_EDIT.value, unit_id=None)
     kept, user_id, first = _clean(login, name), desk.chance.new_id(), first_password(desk)
-    async with desk.hashing.turn(actor.user_id, is_known=True):
+    async with desk.hashing.turn(actor.user_id):
         hashed = await desk.executor.run(hashing.hash_of, first, desk.chance)
 
     def work(session: Session) -> FirstAdministrator:

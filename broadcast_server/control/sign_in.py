@@ -22,6 +22,7 @@ from typing import Final
 from broadcast_server.control import accounts, people
 from broadcast_server.control.access import Actor
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.hashing import Lane
 from broadcast_server.domain.errors import NotFound, Refused
 from broadcast_server.domain.throttle import OF_ACCOUNT, OF_ADDRESS, Bucket
 from broadcast_server.store import accounts as rows
@@ -85,22 +86,25 @@ async def log_in(desk: Desk, request: LogIn) -> LoggedIn:
     login, place = request.login.strip().lower(), place_of(request.address)
     device = accounts.new_cookie(desk) if request.device is None else request.device
 
-    def is_at_home(session: Session) -> bool:
+    def look(session: Session) -> tuple[Lane, list[Bucket]]:
+        now = desk.clock.now()
         found = rows.found_by_login(session, login)
         user_id = "" if found is None else found[0].id  # asked for in any case: the same work for every login
-        return sessions.is_known_device(session, user_id, device, desk.clock.now())
+        is_known = sessions.is_known_device(session, user_id, device, now)
+        buckets = _buckets(login, secret_hash(device) if is_known else None, place)
+        accounts.require_let_in(session, buckets, now)
+        if is_known:
+            return Lane.KNOWN, buckets
+        return Lane.TRIED if rows.failures(session, buckets[1], now) else Lane.NEW, buckets
 
     def find(session: Session) -> CredentialRow | None:
         found = rows.found_by_login(session, login)
         return None if found is None or found[0].disabled_at is not None else found[1]
 
-    is_known = await desk.store.read(is_at_home)
-    if is_known:
-        buckets = [Bucket(f"log-in/{login}/device/{secret_hash(device)}")]
-    else:
-        buckets = [Bucket(f"log-in/{login}/{place}"), Bucket(f"address/{place}", OF_ADDRESS, is_slowed=False)]
+    lane, buckets = await desk.store.read(look)
+    is_known = lane is Lane.KNOWN
     who = secret_hash(device) if is_known else place
-    stored = await accounts.judged(desk, request.password, buckets, find, who=who, is_known=is_known)
+    stored = await accounts.judged(desk, request.password, buckets, find, who=who, lane=lane)
     cookie, sign_in_id = accounts.new_cookie(desk), desk.chance.new_id()
 
     def settle(session: Session) -> LoggedIn | Refused:
@@ -237,6 +241,13 @@ def place_of(address: str) -> str:
             return str(told.ipv4_mapped)
         return str(ipaddress.ip_network((told, 64), strict=False))
     return str(told)
+
+
+def _buckets(login: str, device_hash: str | None, place: str) -> list[Bucket]:
+    """What a try is counted in; `device_hash`: of a browser where the person has been before."""
+    if device_hash is not None:
+        return [Bucket(f"log-in/{login}/device/{device_hash}")]
+    return [Bucket(f"log-in/{login}/{place}"), Bucket(f"address/{place}", OF_ADDRESS, is_slowed=False)]
 
 
 def _signed_in(user: UserRow, row: SignInRow, credential: CredentialRow, cookie: str) -> SignedIn:

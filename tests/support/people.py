@@ -37,9 +37,13 @@ class Phone:
         running = int(self.clock.now().timestamp()) // accounts.STEP_S
         for step in (running - 1, running, running + 1):
             if step > self._last:
-                self._last = step
-                return self.of_step(step)
+                return self.show(step)
         return None
+
+    def show(self, step: int) -> str:
+        """The code of a step, remembered."""
+        self._last = step
+        return self.of_step(step)
 
     def of_step(self, step: int) -> str:
         return pyotp.TOTP(self.seed).generate_otp(step)
