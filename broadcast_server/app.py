@@ -38,7 +38,7 @@ from broadcast_server.control.desk import AudioRoom, Desk
 from broadcast_server.control.herald import Herald
 from broadcast_server.control.live import LiveKeeper
 from broadcast_server.domain.clock import Chance, Clock
-from broadcast_server.domain.errors import Unavailable
+from broadcast_server.domain.errors import Conflict, Unavailable
 from broadcast_server.fetch import Fetcher
 from broadcast_server.logs import get_logger
 from broadcast_server.mqtt.broker import (
@@ -150,6 +150,8 @@ async def office(settings: Settings) -> AsyncIterator[Desk]:
         await threads.run(migrate, settings.store_url)
         store = Store(settings.store_url, clock=clock, chance=chance, executor=threads)
         stack.push_async_callback(store.close)
+        if settings.environment == "demo":
+            await _check_demo(store, settings)
         work = ThreadExecutor(2, name="work")
         stack.callback(work.close)
         certifier = DeviceCertifier(_authority(settings, clock, chance), work)
@@ -184,6 +186,7 @@ async def running(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> As
         make_room_for_signer(settings)
         store = Store(settings.store_url, clock=clock, chance=chance, executor=store_threads)
         stack.push_async_callback(store.close)
+        await _check_demo(store, settings)
         supervisor = Supervisor(clock=clock, chance=chance, on_give_up=lambda *_: server.given_up.set())
         stack.push_async_callback(supervisor.close)
         supervisor.keep("store.doorbell", store.doorbell.watch, FOREVER)
@@ -225,6 +228,25 @@ async def serve(settings: Settings, roles: Iterable[Role] = tuple(Role)) -> None
             task.cancel()
         if server.given_up.is_set():
             raise Unavailable("part_given_up")
+
+
+async def _check_demo(store: Store, settings: Settings) -> None:
+    """Demo users, whose passwords stand in a script, never serve the field; nor does the demo enter a real database.
+
+    Raises `Conflict`: `store_is_demo`, `store_is_not_demo`.
+    """
+    is_marked, has_users = await store.read(
+        lambda session: (facts.find(session, facts.DEMO) is not None, not people.is_empty(session))
+    )
+    if settings.environment != "demo":
+        if is_marked:
+            raise Conflict("store_is_demo", fix="use_own_data_dir")
+        return
+    if has_users and not is_marked:
+        raise Conflict("store_is_not_demo", fix="use_own_data_dir")
+    if not is_marked:
+        now = store.clock.now()
+        await store.begin(lambda session: facts.put(session, facts.DEMO, {}, now=now), ring=False)
 
 
 def _clock_watch(clock: SteadyClock, process: str, store: Store) -> ClockWatch:

@@ -204,8 +204,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path("data"), description="everything that must be backed up")
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; default SQLite in data_dir")
-    environment: Literal["trial", "production"] = Field(
-        default="trial", description="production refuses unsafe settings"
+    environment: Literal["trial", "production", "demo"] = Field(
+        default="trial", description="production refuses unsafe settings; demo marks its database, no other runs on it"
     )
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -93,6 +93,7 @@ class Village:
         """Settings of the server and of its command line."""
         mine = {
             "LOA_DATA_DIR": str(self.folder / "data"),
+            "LOA_ENVIRONMENT": "demo",
             "LOA_HTTP__PORT": str(self.http_port),
             "LOA_BROKER__PORT": str(self.broker_port),
             "LOA_INGEST__PORT": str(self.ingest_port),
