@@ -1,6 +1,8 @@
 # The server of one province in one container; the speaker-node simulator is in it too (`--entrypoint firmware-sim`).
 # Build: docker build --tag loa .
-# Run:   docker run --volume loa:/var/lib/loa --publish 8080:8080 --publish 8010:8010 --publish 1883:1883 loa
+# HTTPS, MQTT on TLS and the push listener use a certificate of the server's own authority: set LOA_HTTP__PUBLIC_URL to what
+# others call this machine, and hand out `broadcast-server certificates authority`.
+# Run:   docker run --volume loa:/var/lib/loa --publish 8080:8080 --publish 8010:8010 --publish 8883:8883 loa
 
 FROM debian:bookworm-slim AS build
 RUN apt-get update \
@@ -35,8 +37,8 @@ ENV PATH=/srv/loa/.venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin \
 WORKDIR /var/lib/loa
 USER loa
 VOLUME /var/lib/loa
-EXPOSE 8080 8010 1883
+EXPOSE 8080 8010 8883
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=4)"]
+    CMD ["python3", "-c", "import ssl, urllib.request as u; u.urlopen('https://127.0.0.1:8080/healthz', timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["broadcast-server"]
 CMD ["serve"]
