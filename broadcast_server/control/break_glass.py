@@ -131,7 +131,7 @@ async def break_glass(desk: Desk, actor: Actor, request: BreakGlass, proof: Proo
         audit_emergency(session, actor, now, "emergency.break_glass", row, template=template.id, review_due=due)
         return view_of(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 def _within_limits(
@@ -175,7 +175,7 @@ async def review(
             _tell(session, actor, now, "break_glass.review", row.unit_id, f"emergency/{emergency_id}", detail)
         return row
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 async def list_reviews(desk: Desk, actor: Actor, query: ReviewQuery) -> list[BreakGlassReviewRow]:

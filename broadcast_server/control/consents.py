@@ -47,7 +47,7 @@ async def propose(desk: Desk, actor: Actor, request: NewEmergency, proof: Proof)
         row = enter_proposal(session, actor, request, emergency_id, consent_id, desk)
         return view_of(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 def enter_proposal(
@@ -104,7 +104,7 @@ async def _succeed(
         row = enter_successor(session, actor, request, nature, fresh_id, consent_id, desk)
         return view_of(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 def enter_successor(
@@ -138,7 +138,7 @@ async def renew(desk: Desk, actor: Actor, emergency_id: str, proof: Proof, *, co
             audit_emergency(session, actor, now, "emergency.renew", row)
         return view_of(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 async def approve(
@@ -159,7 +159,7 @@ async def approve(
         row = enter_approval(session, actor, emergency_id, content_hash, consent_id, desk)
         return view_of(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 def enter_approval(

@@ -353,7 +353,7 @@ async def cancel(desk: Desk, actor: Actor, emergency_id: str, *, reason: str) ->
     """Silence it at once, or withdraw a proposal. Over already: nothing more happens."""
     now = desk.clock.now()
     _check_reason(reason)
-    return await desk.store.begin(
+    return await desk.urgent(
         lambda session: view_of(session, enter_cancel(session, actor, emergency_id, reason, now), None, now)
     )
 
@@ -399,7 +399,7 @@ async def finish(
         put_in_force(session, desk, actor, fresh, now)
         return view_of(session, fresh, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 def _end(session: Session, actor: Actor, row: EmergencyRow, state: EmergencyState, reason: str, now: datetime) -> None:
@@ -441,7 +441,7 @@ async def stop_all(desk: Desk, actor: Actor, units: Sequence[str], *, reason: st
             stopped.append(row)
         return [_latch_view(session, row, None, now) for row in stopped]
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 async def release(desk: Desk, actor: Actor, latch_id: str, *, reason: str) -> StopAllView:
@@ -459,7 +459,7 @@ async def release(desk: Desk, actor: Actor, latch_id: str, *, reason: str) -> St
             _audit_latch(session, actor, now, "stop_all.release", row, reason)
         return _latch_view(session, row, None, now)
 
-    return await desk.store.begin(work)
+    return await desk.urgent(work)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
