@@ -44,7 +44,7 @@ async def verbs(desk: Desk) -> list[str]:
     return [row.verb for row in await desk.store.read(lambda session: audit.listed(session, None, limit=100))][::-1]
 
 
-async def test_a_flood_is_warned_of_and_ended_while_the_log_is_shut(village: Village, desk: Desk, duo: Duo):
+async def test_a_flood_is_warned_of_and_ended_while_the_log_is_shut(desk: Desk, duo: Duo):
     before = await verbs(desk)
     shut(desk.store)
 
