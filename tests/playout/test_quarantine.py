@@ -11,13 +11,13 @@ from sqlalchemy import select
 from broadcast_server.control import devices, fleet
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.playout.twins import Twins
-from broadcast_server.store import device_logs
+from broadcast_server.store import deliveries, device_logs, places
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import AuditRow, NodePlanRow, NodeRow
+from broadcast_server.store.tables import AuditRow, DeliveryRow, NodePlanRow, NodeRow
 from broadcast_server.store.words import NodeState
 from speaker_protocol.messages import Link
 from tests.playout.rig import NEIGHBOUR, NODE, Room, a_room
-from tests.support.village import at, once
+from tests.support.village import DONG, at, once
 
 
 async def change(room: Room, state: NodeState, node_id: str = NODE) -> None:
@@ -52,6 +52,19 @@ async def test_a_node_in_doubt_has_an_empty_plan_and_is_told_to_be_silent(tmp_pa
         await change(room, NodeState.ACTIVE)
         assert room.node.sounding(at(17)) is not None
         assert room.node.config.active
+
+
+@pytest.mark.parametrize("state", [NodeState.PROBATION, NodeState.QUARANTINED, NodeState.RETIRED])
+async def test_a_node_in_doubt_is_not_among_those_an_alarm_must_reach(tmp_path: Path, state: NodeState):
+    async with a_room(tmp_path) as room:
+        await change(room, state)
+        now = room.clock.now()
+
+        def launch(session: Session) -> set[str]:
+            deliveries.enlist(session, "alert:a", {DONG}, places.local_date(now), now=now, expires_at=None)
+            return set(session.scalars(select(DeliveryRow.node_id)))
+
+        assert await room.store.begin(launch) == {NEIGHBOUR}
 
 
 async def test_the_code_reaches_the_node_in_its_signed_order_and_nowhere_else(tmp_path: Path):
