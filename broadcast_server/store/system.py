@@ -24,7 +24,7 @@ from broadcast_server.store.tables import (
     ScheduleRow,
     UnitRow,
 )
-from broadcast_server.store.words import ScheduleState
+from broadcast_server.store.words import NodeState, ScheduleState
 
 FEEDS_SHOWN: Final = 500
 
@@ -39,6 +39,8 @@ class Overview:
     clusters: int
     nodes: int
     nodes_online: int
+    nodes_on_probation: int
+    nodes_quarantined: int
     schedules_active: int
     plans_waiting: int
     conflicts_open: int
@@ -69,6 +71,8 @@ def overview(session: Session, roots: frozenset[str] | None, at: datetime) -> Ov
         clusters=_count(session, _inside(clusters, ClusterRow.unit_id, inside)),
         nodes=_count(session, in_use),
         nodes_online=_count(session, online),
+        nodes_on_probation=_count(session, in_use.where(NodeRow.state == NodeState.PROBATION)),
+        nodes_quarantined=_count(session, in_use.where(NodeRow.state == NodeState.QUARANTINED)),
         schedules_active=_count(session, _inside(active, ScheduleRow.unit_id, inside)),
         plans_waiting=_count(session, waiting),
         conflicts_open=_count(session, _inside(conflicts, ConflictRow.unit_id, inside)),

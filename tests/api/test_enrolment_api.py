@@ -129,6 +129,8 @@ async def test_the_check_and_the_approval_over_http(office: Office):
     assert (early.status_code, early.json()["code"]) == (409, "binding_missing")
     silenced = await office.tech.post(f"{V1}/nodes/{node_id}/quarantine", json={"reason": "Hộp bị cạy"})
     assert (silenced.json()["state"], silenced.json()["state_reason"]) == ("quarantined", "Hộp bị cạy")
+    glance = (await office.tech.get(f"{V1}/system")).json()
+    assert (glance["nodes"], glance["nodes_on_probation"], glance["nodes_quarantined"]) == (1, 0, 1)
     listed = (await office.tech.get(f"{V1}/nodes", params={"state": "quarantined"})).json()["items"]
     assert [node["id"] for node in listed] == [node_id]
     not_hers = await office.tech.post(f"{V1}/nodes/{node_id}/release", json={"reason": "thôi"})
