@@ -1,7 +1,7 @@
 """`plan`: from rows to signed plans published, for 10 000 nodes in 100 target sets, a week of 20 items a day.
 
-The real planner, conductor, signer and mosquitto; the rows are written straight into a fresh SQLite store. The relay
-engine is a stand-in that runs nothing: no item of this benchmark is a relay.
+The real planner, conductor, signing process and mosquitto; the rows are written straight into a fresh SQLite store. The
+relay engine is a stand-in that runs nothing: no item of this benchmark is a relay.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from broadcast_server.playout import wire
 from broadcast_server.playout.conductor import Conductor
 from broadcast_server.playout.configs import StationFacts
 from broadcast_server.playout.planner import Planner
-from broadcast_server.signer.keys import FileSigner
+from broadcast_server.signer.child import POLICY, SignerChild
+from broadcast_server.signer.config import Config
+from broadcast_server.signer.door import SignerDoor
 from broadcast_server.store import places
 from broadcast_server.store.migrations import migrate
 from broadcast_server.store.session import Session, Store
@@ -69,6 +71,7 @@ class Rig:
     store: Store
     conductor: Conductor
     broker: MosquittoBroker
+    signer: SignerChild
 
 
 def fill(session: Session, now: datetime) -> None:
@@ -174,7 +177,23 @@ async def rig(folder: Path) -> AsyncIterator[Rig]:
         bus = PahoBus(address.host, address.port, clock=clock, chance=chance, user="server", password="bench")
         await bus.start()
         stack.push_async_callback(bus.close)
-        signer = FileSigner(folder / "keys", chance=chance, path_of=lambda unit: (unit, "tinh"))
+        config = Config(
+            store_url=url,
+            keys=folder / "keys",
+            answering=folder / "time-key",
+            socket=folder / "signer.sock",
+            mode=0o600,
+            user=None,
+            allowed=(),
+            until_eof=True,
+            log_json=True,
+            log_level="warning",
+        )
+        signer = SignerDoor(config.socket, clock)
+        stack.push_async_callback(signer.close)
+        child = SignerChild(config, signer, clock)
+        supervisor.keep("signer", child.run, POLICY)
+        await signer.reached(20)
         conductor = Conductor(
             name="bench",
             store=store,
@@ -187,7 +206,7 @@ async def rig(folder: Path) -> AsyncIterator[Rig]:
             facts=StationFacts(assets_url="http://127.0.0.1/api/v1/assets", status_interval_s=30),
             lease_s=600,
         )
-        yield Rig(store, conductor, broker)
+        yield Rig(store, conductor, broker, child)
         await conductor.close()
 
 
@@ -206,6 +225,8 @@ async def measure(folder: Path) -> dict[str, Any]:
         all_sets_s = [await _ticked(at, "s%-0", gain_db=-2.0 - number) for number in range(REPEATS)]
         assert at.broker.pid is not None
         broker = usage_of(at.broker.pid)
+        assert at.signer.pid is not None
+        signer = usage_of(at.signer.pid)
         desired = at.conductor.desired
         assert desired is not None
         sizes = [len(target.packed) for target in desired.targets]
@@ -220,6 +241,8 @@ async def measure(folder: Path) -> dict[str, Any]:
             "one_schedule_of_every_set_s": round(statistics.median(all_sets_s), 3),
             "peak_memory_mb": round(peak_bytes / 1e6, 1),
             "memory_before_mb": round(before_bytes / 1e6, 1),
+            "signer_memory_mb": round((signer.peak_rss_bytes if signer else 0) / 1e6, 1),
+            "signer_cpu_s": round(signer.cpu_s if signer else 0.0, 1),
             "broker_memory_mb": round((broker.rss_bytes if broker else 0) / 1e6, 1),
         }
 

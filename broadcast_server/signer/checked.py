@@ -118,7 +118,7 @@ class CheckedSigner:
             if start:
                 await self._clock.sleep(0)  # an emergency need not wait for ten thousand plans
             part = good[start : start + SLICE]
-            sealed = await self._keys.sign_each([requests[index] for index in part])
+            sealed = await self._seal([requests[index] for index in part])
             for index, envelope in zip(part, sealed, strict=True):
                 outcomes[index] = envelope
         for request, outcome in zip(requests, outcomes, strict=True):
@@ -127,6 +127,12 @@ class CheckedSigner:
             else:
                 self.refused[outcome.code] += 1
         return outcomes
+
+    async def _seal(self, requests: Sequence[SignRequest]) -> Sequence[bytes | Refused]:
+        try:
+            return await self._keys.sign_many(requests)
+        except Refused:
+            return await self._keys.sign_each(requests)  # no key may speak for one of them
 
     async def statements_of(
         self, units: Sequence[str], *, issued_ms: int, epoch: int, sequence: int

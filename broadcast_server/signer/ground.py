@@ -52,6 +52,7 @@ class Fleet:
     groups_by_cluster: Mapping[str, tuple[str, ...]]
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _reached: dict[tuple[Target, ...], frozenset[str]] = field(default_factory=dict)
+    _heard: dict[int, tuple[BodyVerdict, frozenset[str]]] = field(default_factory=dict)
 
     def path(self, unit_id: str) -> tuple[str, ...]:
         """The unit and what lies above it, nearest first."""
@@ -72,6 +73,17 @@ class Fleet:
                     continue
             known = self._reached[targets] = frozenset(found)
         return known
+
+    def heard_by(self, verdict: BodyVerdict) -> frozenset[str]:
+        """The clusters that every entry of a body is for."""
+        known = self._heard.get(id(verdict))
+        if known is None or known[0] is not verdict:
+            if len(self._heard) > _VERDICTS:
+                self._heard.clear()
+            wanted = {entry.targets for entry in verdict.entries.values()}
+            reached = frozenset.intersection(*(self.reached(targets) for targets in wanted))
+            known = self._heard[id(verdict)] = (verdict, reached)
+        return known[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +144,7 @@ class Ground:
         if seat is None or seat.unit_id != request.unit:
             return Refused(Fault.PLACE_DIFFERS, node=request.target)
         faults = verdict.faults
-        if not faults:
+        if not faults and verdict.entries and not (seat.is_active and seat.cluster_id in fleet.heard_by(verdict)):
             faults = {
                 name: Fault.NOT_ADDRESSED
                 for name, entry in verdict.entries.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -11,23 +12,30 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from broadcast_server.control import fleet, library, scheduling
+from broadcast_server.control import emergency, fleet, library, scheduling
+from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.emergency import Message, NewEmergency
 from broadcast_server.control.fleet import Order, OrderVerb
 from broadcast_server.control.scheduling import CancelSchedule, Scope
 from broadcast_server.domain.clock import to_ms
+from broadcast_server.domain.consent import ConsentRole
 from broadcast_server.domain.errors import Refused, Unavailable
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.signer.checked import CheckedSigner
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.signer.limits import Limits
 from broadcast_server.signer.port import SignRequest
-from broadcast_server.store import leases, sequences
+from broadcast_server.store import audit, emergencies, leases, sequences
+from broadcast_server.store.journal import Journal
 from broadcast_server.store.session import Session
-from broadcast_server.store.tables import AuditRow, PolicyRow, ScheduleRow
+from broadcast_server.store.tables import AlertRow, AuditRow, EmergencyRow, PolicyRow, ScheduleRow
+from broadcast_server.store.tables_approval import EmergencyConsentRow
+from broadcast_server.store.words import EmergencyMode
 from speaker_protocol import messages as wire
 from speaker_protocol.rules import BulletinClass, Level
 from speaker_protocol.signing import Kind
 from tests.playout.rig import FAR, NEIGHBOUR, NODE, Room, a_room
+from tests.support.alarms import a_duo
 from tests.support.clock import FakeChance
 from tests.support.village import DONG, LAN, PROVINCE, TAY, daily
 
@@ -451,12 +459,236 @@ async def test_while_the_store_is_away_plans_wait(room: Room):
     thief = Thief(room)
     request = await thief.plan()
 
-    class Away:
-        doorbell = room.store.doorbell
-
-        async def read(self, _fn: Any) -> Any:
-            raise Unavailable("store_unavailable")
-
     thief.signer._store = Away()  # type: ignore[assignment]
     with pytest.raises(Unavailable):
         await thief.ask(request)
+
+
+# -- two people -------------------------------------------------------------------------------------------------------
+
+
+def flood(**changes: Any) -> NewEmergency:
+    asked = NewEmergency(DONG, EmergencyMode.REAL, Message(hazard="flood", text="Lũ về"), "Lũ", confirm="KHẨN CẤP")
+    return replace(asked, **changes)
+
+
+async def in_force(room: Room, request: NewEmergency) -> str:
+    """Raised by two leaders; its id."""
+    return (await (await a_duo(room.village.desk, request.unit_id)).raise_(request)).row.id
+
+
+async def the_set(room: Room, unit: str = DONG) -> wire.AlertSetBody:
+    """What the rows have in force for a unit, as an honest server says it."""
+    sets = await room.store.read(lambda session: emergencies.sets(session, now=room.clock.now()))
+    alerts = tuple(wire.AlertBody.model_validate(body) for body in sets.alerts.get(unit, ()))
+    return wire.AlertSetBody(alerts=alerts)
+
+
+async def asked_for(room: Room, body: wire.AlertSetBody, unit: str = DONG) -> str | dict[str, str]:
+    """`signed`, or the reasons by alert."""
+    thief = Thief(room)
+    (outcome,) = await thief.signer.sign_each((await thief.request(Kind.ALERTS, unit, unit, body.encode()),))
+    return "signed" if isinstance(outcome, bytes) else outcome.facts.get("alerts", outcome.code)
+
+
+async def test_what_two_people_agreed_to_is_signed_and_written_down_once(room: Room):
+    made = await in_force(room, flood())
+    said = await the_set(room)
+
+    assert await asked_for(room, said) == "signed"
+    assert await asked_for(room, said) == "signed"
+    (row,) = await audited(room, "signer.emergency")
+    assert (row.subject, row.unit_id, row.detail["mode"]) == (f"emergency/{made}", DONG, "real")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "Chạy ngay đi"},
+        {"hazard": "fire"},
+        {"asset": "f" * 64},
+        {"times": 20},
+        {"expires_ms": 1_790_000_000_000},
+    ],
+)
+async def test_another_wording_under_the_two_peoples_name(room: Room, change: dict[str, Any]):
+    made = await in_force(room, flood())
+    (alert,) = (await the_set(room)).alerts
+    forged = wire.AlertSetBody(alerts=(alert.model_copy(update=change),))
+
+    assert await asked_for(room, forged) == {made: "signer_alert_differs"}
+
+
+async def test_a_drill_that_is_turned_into_the_real_thing(room: Room):
+    made = await in_force(room, flood(mode=EmergencyMode.DRILL, confirm="DIỄN TẬP"))
+    (alert,) = (await the_set(room)).alerts
+    forged = wire.AlertSetBody(alerts=(alert.model_copy(update={"drill": False}),))
+
+    assert await asked_for(room, forged) == {made: "signer_alert_differs"}
+
+
+async def change_rows(room: Room, made: str, **values: Any) -> None:
+    """As somebody does who can write the rows, bodies included."""
+
+    def write(session: Session) -> None:
+        row = session.get_one(EmergencyRow, made)
+        for name, value in values.items():
+            setattr(row, name, value)
+        emergencies.set_bodies(session, made, emergencies.body_of(session, row))
+
+    await room.store.begin(write)
+
+
+@pytest.mark.parametrize(
+    "values", [{"mode": EmergencyMode.REAL}, {"text": "Chạy ngay đi"}, {"level": 99}, {"expires_min": 1_000}]
+)
+async def test_rows_that_were_changed_after_two_people_agreed(room: Room, values: dict[str, Any]):
+    made = await in_force(room, flood(mode=EmergencyMode.DRILL, confirm="DIỄN TẬP"))
+    await change_rows(room, made, **values)
+
+    assert await asked_for(room, await the_set(room)) == {made: "unfit_content_changed"}
+
+
+async def test_an_emergency_with_one_persons_word_alone(room: Room):
+    made = await in_force(room, flood())
+
+    def forget(session: Session) -> None:
+        session.query(EmergencyConsentRow).filter_by(role=ConsentRole.APPROVER).delete()
+
+    await room.store.begin(forget)
+    assert await asked_for(room, await the_set(room)) == {made: "unfit_consent_missing"}
+
+
+async def test_one_person_under_two_roles(room: Room):
+    made = await in_force(room, flood())
+
+    def merge(session: Session) -> None:
+        first, second = session.query(EmergencyConsentRow).order_by(EmergencyConsentRow.role)
+        second.user_id = first.user_id
+
+    await room.store.begin(merge)
+    assert await asked_for(room, await the_set(room)) == {made: "unfit_same_person"}
+
+
+async def test_yesterdays_consents_under_todays_alarm(room: Room):
+    first = await in_force(room, flood())
+    await room.clock.advance(3_600)
+    second = await in_force(room, flood(message=Message(text="Vỡ đê")))
+
+    def replay(session: Session) -> None:
+        session.query(EmergencyConsentRow).filter_by(emergency_id=second).delete()
+        for row in session.query(EmergencyConsentRow).filter_by(emergency_id=first):
+            row.emergency_id = second
+
+    await room.store.begin(replay)
+    assert await asked_for(room, await the_set(room)) == {second: "unfit_consent_missing"}
+
+
+async def test_an_emergency_of_one_commune_in_another(room: Room):
+    made = await in_force(room, flood())
+    said = await the_set(room)
+
+    assert await asked_for(room, said, TAY) == {made: "signer_alert_unknown"}
+
+    def spread(session: Session) -> None:
+        row = session.get_one(EmergencyRow, made)
+        alert = session.query(AlertRow).filter_by(emergency_id=made).one()
+        told = {name: getattr(alert, name) for name in ("emergency_id", "level", "body", "issued_at", "expires_at")}
+        session.add(AlertRow(id="spread", unit_id=TAY, **told))
+        row.units = [DONG, TAY]
+
+    await room.store.begin(spread)
+    assert await asked_for(room, said, TAY) == {made: "signer_place_differs"}
+
+
+async def test_an_emergency_that_is_over_or_was_taken_back(room: Room):
+    made = await in_force(room, flood())
+    said = await the_set(room)
+    await emergency.cancel(room.village.desk, OPERATOR, made, reason="Nhầm")
+
+    assert await asked_for(room, said) == {made: "signer_alert_unknown"}
+
+
+async def test_an_alarm_in_force_is_not_left_out(room: Room):
+    made = await in_force(room, flood())
+    await room.clock.advance(30)
+
+    assert await asked_for(room, wire.AlertSetBody()) == {made: "signer_alert_missing"}
+
+
+async def test_more_alarms_than_people_can_raise_are_stopped_and_what_is_in_force_goes_on(room: Room, tmp_path: Path):
+    strict = CheckedSigner(
+        lambda path_of: FileSigner(tmp_path / "keys", chance=FakeChance(98), path_of=path_of),
+        store=room.store,
+        clock=room.clock,
+        limits=Limits(emergencies=1),
+    )
+    await in_force(room, flood())
+    first = await the_set(room)
+    thief = Thief(room, strict)
+    assert await thief.ask(await thief.request(Kind.ALERTS, DONG, DONG, first.encode())) == ["signed"]
+    await in_force(room, flood(message=Message(text="Vỡ đê")))
+    both = await the_set(room)
+
+    assert await thief.ask(await thief.request(Kind.ALERTS, DONG, DONG, both.encode())) == ["signer_limited"]
+    assert await thief.ask(await thief.request(Kind.ALERTS, DONG, DONG, first.encode())) == ["signed"]
+
+
+async def test_a_consent_that_vanished_silences_its_own_alarm_and_no_other(room: Room):
+    bad = await in_force(room, flood())
+    await room.clock.advance(20)
+    good = await in_force(room, flood(message=Message(text="Vỡ đê")))
+
+    def forget(session: Session) -> None:
+        session.query(EmergencyConsentRow).filter_by(emergency_id=bad).delete()
+
+    await room.store.begin(forget)
+    await room.turn()
+
+    assert [alert.alert_id for alert in room.node.sets[DONG].alerts] == [good]
+
+
+# -- while the store is away ------------------------------------------------------------------------------------------
+
+
+class Away:
+    """A database that answers nobody."""
+
+    async def read(self, _fn: Any) -> Any:
+        raise Unavailable("store_unavailable")
+
+    async def begin(self, _fn: Any, **_: Any) -> Any:
+        raise Unavailable("store_unavailable")
+
+
+async def test_without_a_store_a_warning_in_force_is_renewed_for_five_minutes_and_nothing_else(
+    room: Room, tmp_path: Path
+):
+    signer = CheckedSigner(
+        lambda path_of: FileSigner(tmp_path / "keys", chance=FakeChance(98), path_of=path_of),
+        store=room.store,
+        clock=room.clock,
+        journal=Journal(tmp_path / "journal.jsonl"),
+    )
+    await in_force(room, flood())
+    thief = Thief(room, signer)
+    known = await thief.request(Kind.ALERTS, DONG, DONG, (await the_set(room)).encode())
+    empty = await thief.request(Kind.ALERTS, DONG, DONG, wire.AlertSetBody().encode())
+    plan = await thief.plan()
+    assert await thief.ask(known) == ["signed"]
+    signer._store = signer._books._store = Away()  # type: ignore[assignment]
+
+    assert await thief.ask(known) == ["signed"]
+    for other in (empty, plan):
+        with pytest.raises(Unavailable):
+            await thief.ask(other)
+    await room.clock.advance(301)
+    with pytest.raises(Unavailable):
+        await thief.ask(known)
+
+    signer._store = signer._books._store = room.store
+    await in_force(room, flood(message=Message(text="Vỡ đê")))
+    assert await thief.ask(await thief.request(Kind.ALERTS, DONG, DONG, (await the_set(room)).encode())) == ["signed"]
+    (row,) = await audited(room, "signer.from_memory")
+    assert (row.unit_id, row.detail["journal"]["line"]) == (DONG, 1)
+    assert await room.store.read(audit.verify) is None
