@@ -65,13 +65,15 @@ class Tally:
     raised: list[str] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
     longest_ms: float = 0.0
+    longest: str = ""
     growth_mb: dict[str, float] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
 
     def took(self, what: str, seconds: float, payload: bytes) -> None:
         """Note an input's CPU."""
         took_ms = seconds * 1000
-        self.longest_ms = max(self.longest_ms, took_ms)
+        if took_ms > self.longest_ms:
+            self.longest_ms, self.longest = took_ms, f"{what}, {len(payload)} bytes {payload[:60]!r}"
         if took_ms > CPU_LIMIT_MS:
             self.slow.append(f"{what}: {took_ms:.0f} ms for {len(payload)} bytes {payload[:60]!r}")
 
@@ -571,6 +573,7 @@ def run(inputs: int = INPUTS) -> dict[str, Any]:
         "ok": attempted - len(tally.raised) - len(tally.slow),
         "violations": len(tally.raised) + len(tally.slow),
         "longest_cpu_ms": round(tally.longest_ms, 1),
+        "longest": tally.longest,
         "growth_mb": {name: round(mb, 1) for name, mb in tally.growth_mb.items()},
         "reconnects": garbage.reconnects,
         "refused": dict(sorted(tally.refused.items())),

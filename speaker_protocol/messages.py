@@ -31,9 +31,10 @@ MAX_SEGMENTS: Final = 5_000
 MAX_ALERTS: Final = 255
 MAX_KEY_STATEMENTS: Final = 128
 """Each costs a verification; more than a unit will ever have."""
-_MAX_BRACKETS: Final = 4 * MAX_SEGMENTS
-_MAX_COMMAS: Final = 50 * MAX_SEGMENTS
-"""What the largest plan holds, and to spare: beyond it JSON is not looked at, it only costs time."""
+_MOST_OF_A_PLAN: Final = (4 * MAX_SEGMENTS, 50 * MAX_SEGMENTS)
+"""Brackets and commas of the largest plan, and to spare: beyond it JSON is not looked at, it only costs time."""
+_MOST: Final = (4_000, 20_000)
+"""The same for every other body."""
 _MAX_WORD_BRACKETS: Final = 1_000
 """The same for what nobody signs: a status names some hundred things at most."""
 
@@ -70,7 +71,7 @@ CRITICAL: Final = "crit"
 
 def decode(model: type[B], raw: bytes) -> B:
     """The body of an envelope, or `EnvelopeRefused` (BODY, CRITICAL_FIELD); one key twice is refused too."""
-    told = _only_once(raw)
+    told = _only_once(raw, _MOST_OF_A_PLAN if model is PlanBody else _MOST)
     body = _read(model, raw)
     _require_understood(told, model)
     return body
@@ -90,9 +91,9 @@ def _read(model: type[B], raw: bytes) -> B:
         raise EnvelopeRefused(Refusal.BODY) from None
 
 
-def _only_once(raw: bytes) -> Any:
+def _only_once(raw: bytes, most: tuple[int, int] = _MOST) -> Any:
     """What JSON says. Raises `EnvelopeRefused(BODY)` where it says a key twice, or is larger than what is meant."""
-    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
+    if raw.count(b"[") + raw.count(b"{") > most[0] or raw.count(b",") > most[1]:
         raise EnvelopeRefused(Refusal.BODY)
     try:
         return json.loads(raw, object_pairs_hook=_object)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -99,3 +100,16 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path):
     for length in range(0, 3_584, 97):
         cut.write_bytes(whole[:length])
         refused(cut)
+
+
+def test_a_message_that_is_not_the_one_the_manifest_names_is_refused(tmp_path: Path):
+    head = tarfile.TarInfo("messages/000001.bin")
+    head.size = 3
+    for content, is_whole in ((b"abc", True), (b"abd", False)):
+        named = [{"topic": "t", "file": head.name, "sha256": hashlib.sha256(b"abc").hexdigest()}]
+        file = a_file(tmp_path, told(messages=named), (head, content))
+        if is_whole:
+            with Carried(file, CarriedKind.BUNDLE) as carried:
+                assert carried.messages() == [("t", b"abc")]
+        else:
+            assert "damaged" in refused(file)

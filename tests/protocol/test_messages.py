@@ -81,6 +81,16 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
         open_plan_body(head, bomb)
 
 
+def test_a_body_is_unpacked_to_its_end_or_not_at_all():
+    whole = b'{"segments":[]}'
+    swelling = zlib.compress(whole + b" " * messages.MAX_PLAN_BODY_BYTES)
+    cut = zlib.compress(whole)[:-4]
+    for packed in (swelling, cut):
+        head = plan_head(packed, valid_from_ms=0, valid_until_ms=1)
+        assert reason_of(lambda given, head=head: open_plan_body(head, given), packed) is Refusal.BODY
+    assert open_plan_body(plan_head(zlib.compress(whole), valid_from_ms=0, valid_until_ms=1), zlib.compress(whole))
+
+
 def test_unknown_fields_are_ignored_and_wrong_ones_refused():
     assert decode(PlanHead, b'{"valid_from_ms":1,"valid_until_ms":2,"body_sha256":"%s","new":1}' % (b"0" * 64))
     with pytest.raises(EnvelopeRefused):
@@ -139,6 +149,9 @@ def test_one_key_twice_is_refused_in_every_part_of_a_body():
     assert reason_of(lambda given: decode(AlertSetBody, given), inner) is Refusal.BODY
 
 
+A_REPORT = {"boot_id": "b", "sequence": 1, "kind": "started", "entry_id": "e", "segment_start_ms": 1, "at_ms": 1}
+
+
 @pytest.mark.parametrize(
     ("model", "facts"),
     [
@@ -147,6 +160,8 @@ def test_one_key_twice_is_refused_in_every_part_of_a_body():
         (messages.NodeConfigBody, {"path": ["x"], "cluster": "c", "assets_url": "u", "max_gain_db": 9e9}),
         (messages.NodeConfigBody, {"path": ["x"], "cluster": "c", "assets_url": "u", "utc_offset_min": 1 << 60}),
         (messages.VolumeStep, {"from_minute": 0, "gain_db": 1e308}),
+        (messages.VolumeStep, {"from_minute": 0, "gain_db": float("nan")}),
+        (messages.ReportBody, {**A_REPORT, "uncertainty_ms": float("inf")}),
         (messages.TimeQuestionBody, {"nonce": "0" * 16, "sent_ns": 10**400}),
         (messages.ClockQuality, {"source": "server", "uncertainty_ms": 1e300}),
         (messages.ClockQuality, {"source": "server", "uncertainty_ms": 1, "offset_ms": -1e300}),
