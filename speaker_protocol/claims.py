@@ -3,7 +3,13 @@
 Ten signs of Crockford's alphabet (50 bits, no I, L, O, U), used once. Box and server derive the same key from it with
 scrypt, salted by the serial, so that what the server stores cannot be turned back into the code in useful time; the box
 sends an HMAC with that key over its certificate request, its serial and a nonce of its own. A renewal is signed by the
-device key over `renewal`.
+device key.
+
+- key: scrypt of the code (upper case, I and L as 1, O as 0), N=4096, r=8, p=1, 32 bytes; salt: `loa/1 claim ` and the
+  serial (upper case)
+- proof: HMAC-SHA256 with that key over `loa/1 CLAIM` and a zero byte, then certificate request (PEM), serial and nonce,
+  each after its length (4 bytes, big-endian)
+- renewal: Ed25519 over `loa/1 CERTIFICATE` and a zero byte, then node id, certificate request and nonce in the same way
 
 Standard library only; open to everybody.
 """

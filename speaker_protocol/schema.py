@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, get_args
 
-from speaker_protocol import FORMAT_VERSION, brief, frames, hazards, messages, rules, signing, topics
+from speaker_protocol import FORMAT_VERSION, brief, claims, frames, hazards, messages, rules, signing, topics
 
 _ON_TOPIC: Final = {
     "NodePlan": "envelope PLAN around PlanHead (after its length in 4 bytes), then the packed PlanBody (zlib)",
@@ -124,6 +124,10 @@ def document() -> str:
         "|---|---|---|---|",
         *(f"| {one.code} | {one.number} | {one.slot_ms} | {one.text} |" for one in hazards.PHRASES.values()),
         *(f"| {one.code} | {one.number} | {one.slot_ms} | {one.text} |" for one in hazards.DIGITS.values()),
+        "",
+        "## Enrolment",
+        "",
+        *(claims.__doc__ or "").strip().splitlines()[2:-2],
         "",
         "## The brief form of an alert set",
         "",
