@@ -33,6 +33,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 LIST: Final = Path(__file__).with_name("defects.toml")
 WORKERS: Final = 2
 LIMIT_S: Final = 240.0
+TELLS_ALL: Final = bool(os.environ.get("SEEDED_DEFECTS_TELL"))
+"""Whether each that was caught is told too, as it is."""
 COPIED: Final = (
     "speaker_protocol",
     "broadcast_server",
@@ -140,8 +142,12 @@ def misfits(defects: Iterable[Defect], root: Path = ROOT) -> list[str]:
 class Tree:
     """A copy of the tree that is patched and mended, compiled once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, like: Tree | None = None) -> None:
+        """`like`: a clean tree that is compiled already."""
         self.root = folder
+        if like is not None:
+            shutil.copytree(like.root, folder)
+            return
         ignored = shutil.ignore_patterns("__pycache__", ".*_cache", "*.new")
         for name in COPIED:
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -213,8 +219,10 @@ def in_workers(jobs: Sequence[Callable[[Tree], Run]], folder: Path, workers: int
     """Each job on a tree of its own worker; the results in the order of the jobs."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     trees: SimpleQueue[Tree] = SimpleQueue()
-    for number in range(workers):
-        trees.put(Tree(folder / f"tree-{number}"))
+    first = Tree(folder / "tree-0")
+    trees.put(first)
+    for number in range(1, workers):
+        trees.put(Tree(folder / f"tree-{number}", first))
 
     def work(job: Callable[[Tree], Run]) -> Run:
         tree = trees.get()
@@ -229,6 +237,8 @@ def in_workers(jobs: Sequence[Callable[[Tree], Run]], folder: Path, workers: int
 
 def _told(defect: Defect, done: Run) -> Run:
     """Say at once what was not caught: the whole takes minutes."""
+    if done.code == 1 and TELLS_ALL:
+        print(f"{defect.id}: caught, {done.cpu_s:.1f} s of CPU", file=sys.stderr, flush=True)
     if done.code != 1:
         print(f"{defect.id}: {'not caught' if done.code == 0 else done.said}", file=sys.stderr, flush=True)
     return done
