@@ -23,7 +23,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.run import bar_of  # noqa: E402
 from broadcast_server.api.schedules import ExplanationShown, MissingShown  # noqa: E402
 from broadcast_server.catalogue import Locale  # noqa: E402
-from broadcast_server.control import emergency, feeds, outlook, places, playing, scheduling, sending, ties  # noqa: E402
+from broadcast_server.control import (  # noqa: E402
+    emergency,
+    feeds,
+    outlook,
+    placements,
+    places,
+    playing,
+    scheduling,
+    sending,
+    ties,
+)
 from broadcast_server.control.access import OPERATOR  # noqa: E402
 from broadcast_server.control.emergency import Message, NewEmergency  # noqa: E402
 from broadcast_server.control.grounds import NODE_UNTIL  # noqa: E402
@@ -44,11 +54,19 @@ from broadcast_server.store.tables import (  # noqa: E402
     PlayRow,
     ScheduleRow,
 )
-from broadcast_server.store.words import ConflictKind, ContentKind, EmergencyMode, ScheduleKind, VersionState  # noqa: E402
+from broadcast_server.store.words import (  # noqa: E402
+    ConflictKind,
+    ContentKind,
+    EmergencyMode,
+    Role,
+    ScheduleKind,
+    VersionState,
+)
 from speaker_protocol import rules  # noqa: E402
 from speaker_protocol.rules import BulletinClass, Late, LatePolicy, SourceKind, Why  # noqa: E402
 from speaker_protocol.signing import Refusal  # noqa: E402
 from tests.support.alarms import a_duo  # noqa: E402
+from tests.support.people import a_person  # noqa: E402
 from tests.support.village import DONG, HA, LAN, PROVINCE, Village, a_village, at, once  # noqa: E402
 
 MIN = timedelta(minutes=1)
@@ -140,7 +158,12 @@ async def item(village: Village, title: str, start: datetime, minutes: float = 1
     actor = OPERATOR if unit == PROVINCE or klass is not BulletinClass.NORMAL else LAN
     bulletin = await village.bulletin(title, minutes=minutes, klass=klass, unit=unit, **_bulletin_words(more))
     request = NewSchedule(unit, ContentKind.BULLETIN, bulletin, once(start), accept_conflicts=True, **more)
-    return (await scheduling.create_schedule(village.desk, actor, request)).schedule.id
+    placed = (await scheduling.create_schedule(village.desk, actor, request)).schedule
+    if klass is BulletinClass.EMERGENCY:
+        second = await a_person(village.desk, Role.LEADER, PROVINCE)
+        approval = placements.ApprovePlacement(placed.id, placed.placement_hash, accept_conflicts=True)
+        await placements.approve_placement(village.desk, second.actor, approval, second.proof())
+    return placed.id
 
 
 def _bulletin_words(more: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ DAY: Final = Path(__file__).parents[1] / "schedules" / "demo-day.yaml"
 NODES: Final = 12
 PLAY_NOW: Final = "play_now"
 STATIONS: Final = {PULLED: ("pull", "station_pull"), PUSHED: ("push", "station_push")}
-HEAD_START: Final = timedelta(seconds=8)
+HEAD_START: Final = timedelta(seconds=12)
 """Between the import and the day's T+00:00:00."""
 LAST_REPORTS_S: Final = 8.0
 

@@ -1,4 +1,4 @@
-"""Bulletins (bản tin) over HTTP: write, say in text or upload, approve by hash, recall."""
+"""Bulletins (bản tin) over HTTP: write, say in text or upload, submit, approve by hash, recall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, SearchQuery, 
 from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.control import library
+from broadcast_server.control import approvals, library
 from broadcast_server.control.access import Action
 from broadcast_server.control.library import (
     AudioVersion,
@@ -69,10 +69,16 @@ class TextForm(Form):
     chime_asset: Sha256 | None = None
 
 
-class ApprovalForm(Form):
-    """The hash of what was heard; left out: of the version as it stands."""
+class HeardForm(Form):
+    """The hash of what was heard."""
 
-    content_hash: Sha256 | None = None
+    content_hash: Sha256
+
+
+class RejectionForm(HeardForm):
+    """Why not, in words the author reads."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=300)]
 
 
 class BulletinVersion(Shown):
@@ -220,18 +226,42 @@ async def stream_audio(
     return await _upload(desk, actor, bulletin_id, request.stream(), language, None)
 
 
+@router.post("/bulletins/{bulletin_id}/versions/{version_id}/submission")
+@asks(Action.BULLETIN_WRITE)
+async def submit_version(
+    desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, form: HeardForm
+) -> BulletinVersion:
+    """Lay a draft, or what was rejected, before somebody who may approve it."""
+    view = await approvals.submit_version(desk, actor, bulletin_id, version_id, content_hash=form.content_hash)
+    return _of(view, version_id)
+
+
+@router.post("/bulletins/{bulletin_id}/versions/{version_id}/withdrawal")
+@asks(Action.BULLETIN_WRITE)
+async def withdraw_version(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath) -> BulletinVersion:
+    """Take back what was submitted."""
+    return _of(await approvals.withdraw_version(desk, actor, bulletin_id, version_id), version_id)
+
+
 @router.post("/bulletins/{bulletin_id}/versions/{version_id}/approval")
 @asks(Action.BULLETIN_APPROVE, Action.EMERGENCY_LAUNCH)
 async def approve_version(
-    desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, form: ApprovalForm | None = None
+    desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, form: HeardForm
 ) -> BulletinVersion:
-    """Approve (duyệt) exactly what was heard; any change needs a new approval."""
-    content_hash = form.content_hash if form is not None else None
-    if content_hash is None:
-        seen = await library.get_bulletin(desk, actor, bulletin_id)
-        content_hash = next((one.content_hash for one in seen.versions if one.id == version_id), "")
-    view = await library.approve_version(desk, actor, bulletin_id, version_id, content_hash)
-    return BulletinVersion.of(next(one for one in view.versions if one.id == version_id))
+    """Approve (duyệt) exactly what was heard, as somebody else than who wrote it."""
+    return _of(await approvals.approve_version(desk, actor, bulletin_id, version_id, form.content_hash), version_id)
+
+
+@router.post("/bulletins/{bulletin_id}/versions/{version_id}/rejection")
+@asks(Action.BULLETIN_APPROVE, Action.EMERGENCY_LAUNCH)
+async def reject_version(
+    desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, form: RejectionForm
+) -> BulletinVersion:
+    """Say no to what was submitted, and why."""
+    view = await approvals.reject_version(
+        desk, actor, bulletin_id, version_id, content_hash=form.content_hash, reason=form.reason
+    )
+    return _of(view, version_id)
 
 
 @router.post("/bulletins/{bulletin_id}/versions/{version_id}/recall")
@@ -240,14 +270,18 @@ async def recall_version(
     desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, version_id: IdPath, response: Response
 ) -> Bulletin:
     """Recall (thu hồi) a version: it is silent from the next plan on."""
-    return _shown(await library.recall(desk, actor, bulletin_id, version_id), response)
+    return _shown(await approvals.recall(desk, actor, bulletin_id, version_id), response)
 
 
 @router.post("/bulletins/{bulletin_id}/recall")
 @asks(Action.BULLETIN_APPROVE)
 async def recall_bulletin(desk: DeskDep, actor: ActorDep, bulletin_id: IdPath, response: Response) -> Bulletin:
     """Recall every version of a bulletin."""
-    return _shown(await library.recall(desk, actor, bulletin_id), response)
+    return _shown(await approvals.recall(desk, actor, bulletin_id), response)
+
+
+def _of(view: BulletinView, version_id: str) -> BulletinVersion:
+    return BulletinVersion.of(next(one for one in view.versions if one.id == version_id))
 
 
 def _shown(view: BulletinView, response: Response) -> Bulletin:

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import Response
 from pydantic import Field
 
-from broadcast_server.api.bulletins import ApprovalForm, Language, Sha256, Title
+from broadcast_server.api.bulletins import HeardForm, Language, RejectionForm, Sha256, Title
 from broadcast_server.api.deps import ActorDep, DeskDep, IfMatchDep, set_etag
 from broadcast_server.api.fields import Form, Id, IdPath, IdQuery, SearchQuery, Shown
 from broadcast_server.api.gate import Router, asks
 from broadcast_server.api.idempotency import IdempotentRoute
 from broadcast_server.api.paging import Page, PagingDep
-from broadcast_server.control import library
+from broadcast_server.control import approvals, library
 from broadcast_server.control.access import Action
 from broadcast_server.control.library import ItemRole, LibraryQuery, NewProgramme, ProgrammeItem
 from broadcast_server.store.tables import ProgrammeRow
@@ -62,6 +62,7 @@ class Programme(Shown):
     items: list[dict[str, Any]]
     asset_sha256: str | None
     content_hash: str | None
+    submitted_hash: str | None
     approved_hash: str | None
     approved_by: str | None
     approved_at: datetime | None
@@ -122,16 +123,42 @@ async def render_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath,
     return _shown(await library.render_programme(desk, actor, programme_id), response)
 
 
+@router.post("/programmes/{programme_id}/submission")
+@asks(Action.PROGRAMME_WRITE)
+async def submit_programme(
+    desk: DeskDep, actor: ActorDep, programme_id: IdPath, form: HeardForm, response: Response
+) -> Programme:
+    """Lay a rendered programme before somebody who may approve it."""
+    row = await approvals.submit_programme(desk, actor, programme_id, content_hash=form.content_hash)
+    return _shown(row, response)
+
+
+@router.post("/programmes/{programme_id}/withdrawal")
+@asks(Action.PROGRAMME_WRITE)
+async def withdraw_programme(desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response) -> Programme:
+    """Take back what was submitted."""
+    return _shown(await approvals.withdraw_programme(desk, actor, programme_id), response)
+
+
 @router.post("/programmes/{programme_id}/approval")
 @asks(Action.PROGRAMME_APPROVE)
 async def approve_programme(
-    desk: DeskDep, actor: ActorDep, programme_id: IdPath, response: Response, form: ApprovalForm | None = None
+    desk: DeskDep, actor: ActorDep, programme_id: IdPath, form: HeardForm, response: Response
 ) -> Programme:
-    """Approve exactly what was heard."""
-    content_hash = form.content_hash if form is not None else None
-    if content_hash is None:
-        content_hash = (await library.get_programme(desk, actor, programme_id)).content_hash or ""
-    return _shown(await library.approve_programme(desk, actor, programme_id, content_hash), response)
+    """Approve exactly what was heard, as somebody else than who put it together."""
+    return _shown(await approvals.approve_programme(desk, actor, programme_id, form.content_hash), response)
+
+
+@router.post("/programmes/{programme_id}/rejection")
+@asks(Action.PROGRAMME_APPROVE)
+async def reject_programme(
+    desk: DeskDep, actor: ActorDep, programme_id: IdPath, form: RejectionForm, response: Response
+) -> Programme:
+    """Say no to what was submitted, and why."""
+    row = await approvals.reject_programme(
+        desk, actor, programme_id, content_hash=form.content_hash, reason=form.reason
+    )
+    return _shown(row, response)
 
 
 def _of(row: ProgrammeRow) -> Programme:

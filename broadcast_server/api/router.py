@@ -17,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from broadcast_server.api import (
+    approvals,
     assets,
     audit,
     break_glass,
@@ -97,6 +98,7 @@ NOUNS: Final = (
     ties,
     emergencies,
     break_glass,
+    approvals,
     live,
     readiness,
     plays,

@@ -293,7 +293,10 @@ class ExceptionShown(Shown):
 
 
 class Schedule(Shown):
-    """A schedule as it stands. `level`: its rung of the ladder; `series_id`: kept by a change from here on."""
+    """A schedule as it stands. `level`: its rung of the ladder; `series_id`: kept by a change from here on.
+
+    `is_approved`: its place needs no approval or has one over exactly `placement_hash`; without it nothing sounds.
+    """
 
     id: str
     series_id: str
@@ -317,6 +320,11 @@ class Schedule(Shown):
     starts_at: datetime
     ends_at: datetime | None
     exceptions: list[ExceptionShown]
+    needs_approval: bool
+    placement_hash: str
+    approved_by: str | None
+    approved_at: datetime | None
+    is_approved: bool
     key: str | None
     created_by: str
     created_at: datetime

@@ -16,6 +16,8 @@ from broadcast_server.api.paging import Page, PagingDep
 from broadcast_server.control import places
 from broadcast_server.control.access import Action
 from broadcast_server.control.places import MoveUnit, NewUnit, PolicyView, UnitQuery, UnitView
+from broadcast_server.domain.placement import Placing
+from broadcast_server.domain.policy import DEFAULT_APPROVE_PLACEMENT
 from broadcast_server.store.tables import UnitKindRow
 from speaker_protocol.rules import BulletinClass
 
@@ -228,6 +230,13 @@ class PolicyForm(Form):
     max_delegated_minutes: Annotated[int, Field(ge=1, le=30, description="of a hamlet's head")] = 10
     stagger_s: Annotated[int, Field(ge=0, le=30, description="seconds between the slots of clusters")] = 0
     suspensions: Annotated[tuple[SuspensionForm, ...], Field(max_length=200)] = ()
+    self_approval: bool = Field(
+        default=False, description="who wrote a thông thường may approve it; not yours to switch on where you write"
+    )
+    approve_placement: Annotated[
+        tuple[Placing, ...],
+        Field(max_length=3, description="ways onto the air that wait for somebody who may approve"),
+    ] = tuple(sorted(DEFAULT_APPROVE_PLACEMENT))
     filler: Id | None = Field(default=None, description="approved bulletin, looped while a relay has lost its source")
 
 

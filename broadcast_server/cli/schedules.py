@@ -113,6 +113,7 @@ def _imported(done: ImportedDocument) -> dict[str, Any]:
         "programmes": done.programmes,
         "schedules": done.schedules,
         "unchanged": done.unchanged,
+        "waiting": done.waiting,
         "conflicts": {key: len(preview.clashes) for key, preview in done.previews.items() if preview.clashes},
     }
 

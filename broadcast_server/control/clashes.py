@@ -52,6 +52,7 @@ class Way(enum.StrEnum):
     OTHER_TARGETS = "other_targets"
     CANCEL_OTHER = "cancel_other"
     ACCEPT = "accept"
+    APPROVE = "approve"
 
 
 @dataclass(frozen=True, slots=True)

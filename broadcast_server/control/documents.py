@@ -68,7 +68,9 @@ class BulletinForm(_Form):
     valid_from: str | None = Field(None, description="RFC 3339 with an offset")
     valid_to: str | None = Field(None, description="RFC 3339 with an offset")
     versions: list[VersionForm] = Field(min_length=1)
-    approve: bool = Field(default=False, description="approved by who imports; needs the right to")
+    approve: bool = Field(
+        default=False, description="submitted, and approved if who imports may: nobody approves what they wrote"
+    )
 
 
 class ItemForm(_Form):

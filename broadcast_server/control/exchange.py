@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from broadcast_server.control import access, documents, library, scheduling
+from broadcast_server.control import access, approvals, documents, library, scheduling
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.clashes import Preview
 from broadcast_server.control.desk import Desk
@@ -31,6 +31,7 @@ from broadcast_server.control.documents import (
     instant_of,
 )
 from broadcast_server.control.library import Audio, ItemRole, NewBulletin, NewProgramme, ProgrammeItem
+from broadcast_server.control.places import check_exception, policy_in_force_body
 from broadcast_server.control.scheduling import NewSchedule
 from broadcast_server.domain.clock import LOCAL
 from broadcast_server.domain.errors import Invalid, NotFound
@@ -84,6 +85,8 @@ class ImportedDocument:
     schedules: dict[str, str] = field(default_factory=dict)
     """Key to id of every schedule of the document, also of those that stayed."""
     unchanged: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    """Submitted, for whoever imports may not approve what they bring; it sounds once somebody else has."""
     previews: dict[str, Preview] = field(default_factory=dict)
 
 
@@ -266,6 +269,8 @@ class _Importer:
             self.done.unchanged.append("policy")
             return
         access.authorize(self.session, self.actor, Action.POLICY_EDIT, self.unit_id, at=self.now)
+        before = policy_in_force_body(self.session, self.unit_id, self.now)
+        check_exception(self.session, self.actor, self.unit_id, before, body, self.now)
         if row is None:
             self.session.add(PolicyRow(unit_id=self.unit_id, body=body, updated_at=self.now, version=1))
         else:
@@ -293,6 +298,8 @@ class _Importer:
             ):
                 access.authorize(self.session, self.actor, Action.BULLETIN_WRITE, self.unit_id, at=self.now)
                 shelf.rename(row, form.title)
+                if (row.valid_from, row.valid_to) != (valid_from, valid_to):
+                    library.void_approvals(self.session, self.actor, row, self.now)
                 row.subject, row.valid_from, row.valid_to = form.subject, valid_from, valid_to
                 row.version, changed = row.version + 1, True
         for place, version in enumerate(form.versions):
@@ -332,9 +339,16 @@ class _Importer:
                 audio=audio if isinstance(audio, Audio) else None,
                 asset_sha256=audio if isinstance(audio, str) else None,
             )
-        if form.approve and newest.state is not VersionState.APPROVED:
-            library.enter_approval(self.session, self.actor, bulletin, newest, newest.content_hash, self.now)
-            return True
+        if form.approve and newest.state not in {VersionState.APPROVED, VersionState.SUBMITTED}:
+            told = newest.content_hash
+            approvals.enter_submission(self.session, self.actor, bulletin, newest, told, self.now)
+            changed = True
+        if form.approve and newest.state is VersionState.SUBMITTED:
+            if approvals.may_approve(self.session, self.actor, bulletin, newest, self.now):
+                approvals.enter_approval(self.session, self.actor, bulletin, newest, newest.content_hash, self.now)
+                changed = True
+            else:
+                self.done.waiting.append(form.key)
         return changed
 
     def _programme(self, form: ProgrammeForm, path: str) -> str:
@@ -360,8 +374,13 @@ class _Importer:
             library.enter_rendering(self.session, self.actor, row, audio, self.now)
             changed = True
         if form.approve and row.content_hash is not None and row.approved_hash != row.content_hash:
-            library.enter_programme_approval(self.session, self.actor, row, row.content_hash, self.now)
-            changed = True
+            changed |= row.submitted_hash != row.content_hash
+            approvals.enter_programme_submission(self.session, self.actor, row, row.content_hash, self.now)
+            if approvals.may_approve_programme(self.session, self.actor, row, self.now):
+                approvals.enter_programme_approval(self.session, self.actor, row, row.content_hash, self.now)
+                changed = True
+            else:
+                self.done.waiting.append(form.key)
         self.done.programmes.append(form.key) if changed else self.done.unchanged.append(form.key)
         return row.id
 
@@ -528,7 +547,7 @@ class _Exporter:
         for name, value in (("valid_from", row.valid_from), ("valid_to", row.valid_to)):
             told[name] = None if value is None else documents.local_text(value)
         told["versions"] = [_version(version) for version in versions]
-        told["approve"] = all(version.state is VersionState.APPROVED for version in versions)
+        told["approve"] = all(version.state in {VersionState.APPROVED, VersionState.SUBMITTED} for version in versions)
         return told
 
     def _programme(self, row: ProgrammeRow) -> dict[str, Any]:
@@ -540,8 +559,8 @@ class _Exporter:
             else:
                 told["asset"] = item["asset_sha256"]
             items.append(told)
-        is_approved = row.approved_hash is not None and row.approved_hash == row.content_hash
-        return {"key": self.keys[row.id], "title": row.title, "items": items, "approve": is_approved}
+        is_laid_before = approvals.programme_state(row) is not VersionState.DRAFT
+        return {"key": self.keys[row.id], "title": row.title, "items": items, "approve": is_laid_before}
 
     def _key(self, content_id: str) -> str:
         return self.keys.get(content_id, content_id)

@@ -77,6 +77,12 @@ NODE_REASONS: Final = frozenset(one.value for reasons in (Why, Trouble, Missing)
 """Why a node was not heard: its own reasons, and ours where it said nothing. Each has a sentence, `node_` before it."""
 
 
+def code_of(kind: ConflictKind, facts: Mapping[str, Any]) -> str:
+    """The sentence of what is in the way: of a missing approval it says why it is missing."""
+    because = facts.get("because")
+    return f"blocked_{kind.value}" if because is None else f"unapproved_{because}"
+
+
 # -- conflicts, for who placed what loses -----------------------------------------------------------------------------
 
 
@@ -115,9 +121,9 @@ def of_conflict(row: ConflictRow) -> Loss:
         return Loss("conflict_feed_dead", facts, Grounds("conflict_feed_dead", ends_with="until_stream_returns"), ())
     successor_id = row.facts.get("successor_id")
     ends_with = BLOCKED_UNTIL[row.kind] if successor_id is None else "until_successor"
-    return Loss(
-        f"blocked_{row.kind.value}", facts, Grounds(f"blocked_{row.kind.value}", None, ends_with, successor_id), ()
-    )
+    ways_out = (WayOut(Way.APPROVE, {}),) if row.kind is ConflictKind.APPROVAL_VOID else ()
+    grounds = Grounds(f"blocked_{row.kind.value}", None, ends_with, successor_id)
+    return Loss(code_of(row.kind, row.facts), facts, grounds, ways_out)
 
 
 def _ways_of_the_dropped(row: ConflictRow, reason: DropReason, until: datetime) -> tuple[WayOut, ...]:

@@ -1,9 +1,9 @@
 """What can be put on the air: bulletins in versions and languages, programmes, and the audio behind them.
 
-Speech, decoding and rendering happen before the transaction; rows are written in one. A maintainer must not break:
-an approval is over `content_hash`, the approver names the hash that was heard, and every change is a new version that
-nobody has approved; audio of others enters only through `audio.prepare`; an upload lies in quarantine under a name of
-ours and is gone when its verb ends, however it ends.
+Speech, decoding and rendering happen before the transaction; rows are written in one. How things are approved stands in
+`control.approvals`. A maintainer must not break: every change is a new version that nobody has approved, and a step
+that names who wrote it; audio of others enters only through `audio.prepare`; an upload lies in quarantine under a name
+of ours and is gone when its verb ends, however it ends.
 
 Source: Thông tư 39/2020 (classes), Nghị định 49/2024 (local languages); `docs/glossary.md` (duyệt, thu hồi).
 """
@@ -29,10 +29,10 @@ from broadcast_server.control import access, delegated
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
-from broadcast_server.store import audit, fleet, library, places
+from broadcast_server.store import approvals, audit, fleet, library, places
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AssetRow, BulletinRow, BulletinVersionRow, ProgrammeRow
-from broadcast_server.store.words import MediaKind, VersionState
+from broadcast_server.store.words import MediaKind, Step, StepOf, VersionState
 from speaker_protocol.rules import BulletinClass
 
 UPLOAD_LIMIT_BYTES: Final = 200_000_000
@@ -358,14 +358,17 @@ def enter_bulletin(
     )
     row.key = request.key
     detail = {"title": row.title, "class": row.klass.value}
-    _audit(session, actor, now, "bulletin.create", row.unit_id, f"bulletin/{row.id}", detail)
+    audit_library(session, actor, now, "bulletin.create", row.unit_id, f"bulletin/{row.id}", detail)
     return row
 
 
 async def change_bulletin(
     desk: Desk, actor: Actor, bulletin_id: str, change: BulletinChange, *, version: int | None = None
 ) -> BulletinView:
-    """Change title, subject or validity; what is said changes by a new version only."""
+    """Change title, subject or validity; what is said changes by a new version only.
+
+    Another validity voids what was approved: it waits for an approval anew, and does not sound.
+    """
     now = desk.clock.now()
 
     def work(session: Session) -> BulletinView:
@@ -374,16 +377,31 @@ async def change_bulletin(
         library.expect_version(row, version)
         if change.title is not None:
             library.rename(row, _title(change.title))
+        before = row.valid_from, row.valid_to
         for name in ("subject", "valid_from", "valid_to"):
             if getattr(change, name) is not None:
                 setattr(row, name, getattr(change, name))
         _check_validity(row.valid_from, row.valid_to)
+        if before != (row.valid_from, row.valid_to):
+            void_approvals(session, actor, row, now)
         row.version += 1
         session.flush()
-        _audit(session, actor, now, "bulletin.change", row.unit_id, f"bulletin/{row.id}", {"title": row.title})
+        audit_library(session, actor, now, "bulletin.change", row.unit_id, f"bulletin/{row.id}", {"title": row.title})
         return _bulletin_view(session, row)
 
     return await desk.store.begin(work)
+
+
+def void_approvals(session: Session, actor: Actor, bulletin: BulletinRow, now: datetime) -> None:
+    """Its window has changed: what was approved of it waits for somebody to approve it again, and does not sound."""
+    for row in library.versions(session, (bulletin.id,))[bulletin.id]:
+        if row.state is not VersionState.APPROVED:
+            continue
+        row.state = VersionState.SUBMITTED
+        row.approved_by = row.approved_at = row.approved_hash = None
+        _wrote(session, StepOf.VERSION, row.id, actor, now, row.content_hash)
+        _stepped(session, StepOf.VERSION, row.id, Step.VOID, actor, now, row.content_hash)
+    session.flush()
 
 
 async def write_text(desk: Desk, actor: Actor, request: TextVersion) -> BulletinView:
@@ -490,75 +508,10 @@ def enter_version(
         created_at=now,
     )
     bulletin.version += 1
-    session.flush()
+    _wrote(session, StepOf.VERSION, row.id, actor, now, row.content_hash)
     detail = {"language": language, "number": row.number, "content_hash": row.content_hash}
-    _audit(session, actor, now, "bulletin.write", bulletin.unit_id, f"bulletin/{bulletin.id}", detail)
+    audit_library(session, actor, now, "bulletin.write", bulletin.unit_id, f"bulletin/{bulletin.id}", detail)
     return row
-
-
-async def approve_version(
-    desk: Desk, actor: Actor, bulletin_id: str, version_id: str, content_hash: str
-) -> BulletinView:
-    """Approve (duyệt) exactly what was heard. Raises `Conflict("content_changed")` when it is not that any more."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> BulletinView:
-        bulletin = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.READ, bulletin, at=now)
-        enter_approval(session, actor, bulletin, library.version(session, bulletin_id, version_id), content_hash, now)
-        return _bulletin_view(session, bulletin)
-
-    return await desk.store.begin(work)
-
-
-def enter_approval(
-    session: Session,
-    actor: Actor,
-    bulletin: BulletinRow,
-    row: BulletinVersionRow,
-    content_hash: str,
-    now: datetime,
-) -> None:
-    """`approve_version` inside a transaction of the caller's."""
-    is_emergency = bulletin.klass is BulletinClass.EMERGENCY
-    action = Action.EMERGENCY_LAUNCH if is_emergency else Action.BULLETIN_APPROVE
-    access.authorize(session, actor, action, bulletin, at=now)
-    actual = version_hash(text=row.text, voice=row.voice, asset_sha256=row.asset_sha256)
-    if content_hash not in {row.content_hash, actual} or row.content_hash != actual:
-        raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
-    if row.state is VersionState.RECALLED:
-        raise Conflict("version_recalled", field="version_id", fix="write_new_version")
-    if row.asset_sha256 is None:
-        raise Conflict("no_audio_yet", field="version_id", fix="make_audio_again")
-    row.state = VersionState.APPROVED
-    row.approved_by, row.approved_at, row.approved_hash = actor.login, now, row.content_hash
-    bulletin.version += 1
-    session.flush()
-    detail = {"version": row.id, "language": row.language, "content_hash": row.content_hash}
-    _audit(session, actor, now, "bulletin.approve", bulletin.unit_id, f"bulletin/{bulletin.id}", detail)
-
-
-async def recall(desk: Desk, actor: Actor, bulletin_id: str, version_id: str | None = None) -> BulletinView:
-    """Recall (thu hồi) one version, or all of them: what was to sound of it is silent from the next plan on."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> BulletinView:
-        bulletin = library.bulletin(session, bulletin_id)
-        access.authorize(session, actor, Action.BULLETIN_APPROVE, bulletin, at=now)
-        rows = library.versions(session, (bulletin_id,))[bulletin_id]
-        if version_id is not None:
-            rows = [library.version(session, bulletin_id, version_id)]
-        for row in rows:
-            row.state = VersionState.RECALLED
-            if row.asset_sha256 is not None:
-                library.keep_asset_until(session, row.asset_sha256, now + KEEP_UNUSED)
-        bulletin.version += 1
-        session.flush()
-        detail = {"versions": [row.id for row in rows]}
-        _audit(session, actor, now, "bulletin.recall", bulletin.unit_id, f"bulletin/{bulletin.id}", detail)
-        return _bulletin_view(session, bulletin)
-
-    return await desk.store.begin(work)
 
 
 async def get_bulletin(desk: Desk, actor: Actor, bulletin_id: str) -> BulletinView:
@@ -630,8 +583,9 @@ def enter_programme(
         created_at=now,
     )
     row.key = request.key
+    _wrote(session, StepOf.PROGRAMME, row.id, actor, now, None)
     detail = {"title": row.title, "items": len(items)}
-    _audit(session, actor, now, "programme.create", row.unit_id, f"programme/{row.id}", detail)
+    audit_library(session, actor, now, "programme.create", row.unit_id, f"programme/{row.id}", detail)
     return row
 
 
@@ -672,11 +626,12 @@ def enter_programme_change(
         library.rename(row, _title(title))
     if items is not None:
         row.items = items_as_rows(session, items, row.unit_id, now)
-        row.asset_sha256 = row.content_hash = None
+        row.asset_sha256 = row.content_hash = row.submitted_hash = None
         row.approved_hash = row.approved_by = row.approved_at = None
+        _wrote(session, StepOf.PROGRAMME, row.id, actor, now, None)
     row.version += 1
     session.flush()
-    _audit(session, actor, now, "programme.change", row.unit_id, f"programme/{row.id}", {"title": row.title})
+    audit_library(session, actor, now, "programme.change", row.unit_id, f"programme/{row.id}", {"title": row.title})
 
 
 async def render_programme(desk: Desk, actor: Actor, programme_id: str) -> ProgrammeRow:
@@ -709,38 +664,11 @@ def enter_rendering(session: Session, actor: Actor, row: ProgrammeRow, audio: Au
     enter_audio(session, audio, unit_id=row.unit_id, label=row.title, now=now)
     row.asset_sha256 = audio.sha256
     row.content_hash = programme_hash(row.items, audio.sha256)
-    row.approved_hash = row.approved_by = row.approved_at = None
+    row.submitted_hash = row.approved_hash = row.approved_by = row.approved_at = None
     row.version += 1
-    session.flush()
+    _wrote(session, StepOf.PROGRAMME, row.id, actor, now, row.content_hash)
     detail = {"content_hash": row.content_hash, "asset": audio.sha256}
-    _audit(session, actor, now, "programme.render", row.unit_id, f"programme/{row.id}", detail)
-
-
-async def approve_programme(desk: Desk, actor: Actor, programme_id: str, content_hash: str) -> ProgrammeRow:
-    """Approve exactly what was heard. Raises `Conflict("content_changed")`, `Conflict("no_audio_yet")`."""
-    now = desk.clock.now()
-
-    def work(session: Session) -> ProgrammeRow:
-        row = library.programme(session, programme_id)
-        enter_programme_approval(session, actor, row, content_hash, now)
-        return row
-
-    return await desk.store.begin(work)
-
-
-def enter_programme_approval(
-    session: Session, actor: Actor, row: ProgrammeRow, content_hash: str, now: datetime
-) -> None:
-    """`approve_programme` inside a transaction of the caller's."""
-    access.authorize(session, actor, Action.PROGRAMME_APPROVE, row, at=now)
-    if row.asset_sha256 is None or row.content_hash is None:
-        raise Conflict("no_audio_yet", field="content_hash", fix="render_again")
-    if content_hash != row.content_hash or row.content_hash != programme_hash(row.items, row.asset_sha256):
-        raise Conflict("content_changed", field="content_hash", fix="hear_it_again", expected=content_hash)
-    row.approved_by, row.approved_at, row.approved_hash = actor.login, now, row.content_hash
-    row.version += 1
-    session.flush()
-    _audit(session, actor, now, "programme.approve", row.unit_id, f"programme/{row.id}", {"content_hash": content_hash})
+    audit_library(session, actor, now, "programme.render", row.unit_id, f"programme/{row.id}", detail)
 
 
 async def get_programme(desk: Desk, actor: Actor, programme_id: str) -> ProgrammeRow:
@@ -887,7 +815,7 @@ async def collect_assets(desk: Desk, actor: Actor) -> Collected:
         session.flush()
         if gone:
             detail = {"assets": [row.sha256 for row in gone]}
-            _audit(session, actor, now, "asset.collect", None, "assets", detail)
+            audit_library(session, actor, now, "asset.collect", None, "assets", detail)
         return tuple(row.sha256 for row in gone), library.kept_assets(session)
 
     gone, kept = await desk.store.begin(work)
@@ -925,7 +853,34 @@ def _bulletin_view(session: Session, row: BulletinRow) -> BulletinView:
     return BulletinView(row, tuple(library.versions(session, (row.id,))[row.id]))
 
 
-def _audit(
+def _wrote(
+    session: Session, kind: StepOf, subject_id: str, actor: Actor, now: datetime, content_hash: str | None
+) -> None:
+    _stepped(session, kind, subject_id, Step.WRITE, actor, now, content_hash)
+
+
+def _stepped(
+    session: Session,
+    kind: StepOf,
+    subject_id: str,
+    step: Step,
+    actor: Actor,
+    now: datetime,
+    content_hash: str | None,
+) -> None:
+    approvals.add_step(
+        session,
+        kind,
+        subject_id,
+        step,
+        user_id=actor.user_id,
+        login=actor.login,
+        at=now,
+        content_hash=content_hash,
+    )
+
+
+def audit_library(
     session: Session,
     actor: Actor,
     now: datetime,
@@ -934,4 +889,5 @@ def _audit(
     subject: str,
     detail: Mapping[str, Any],
 ) -> None:
+    """The audit row of a verb on the library."""
     audit.append(session, now=now, actor=actor.login, verb=verb, unit_id=unit_id, subject=subject, detail=dict(detail))

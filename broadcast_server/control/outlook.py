@@ -16,7 +16,7 @@ from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.clashes import Neighbourhood, Sound, reason_between
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.grounds import BLOCKED_UNTIL, NODE_REASONS, NODE_UNTIL, Grounds
+from broadcast_server.control.grounds import BLOCKED_UNTIL, NODE_REASONS, NODE_UNTIL, Grounds, code_of
 from broadcast_server.domain import policy as policies
 from broadcast_server.domain import stagger
 from broadcast_server.domain.alarm import on_air
@@ -29,8 +29,9 @@ from broadcast_server.domain.proof import Missing as NoReport
 from broadcast_server.domain.proof import Verdict
 from broadcast_server.domain.timeline import Resolution, Segment, resolve
 from broadcast_server.store import emergencies, fleet, losses, places, schedules, sendings, ties
-from broadcast_server.store.schedules import Blocked, Fault, ScheduledEntry
+from broadcast_server.store.schedules import Fault, ScheduledEntry
 from broadcast_server.store.session import Session
+from broadcast_server.store.shelf import Blocked
 from broadcast_server.store.tables import TieRow
 from broadcast_server.store.words import ArrivalState, ScheduleKind
 from speaker_protocol.rules import BulletinClass, Why
@@ -385,7 +386,7 @@ class Line:
             self._missing(
                 entry,
                 entry.entry.start,
-                f"blocked_{entry.blocked.kind.value}",
+                code_of(entry.blocked.kind, entry.blocked.facts),
                 {
                     "at": entry.entry.start,
                     "end_at": _looked_for_until(entry),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from importlib.util import find_spec
@@ -390,6 +391,7 @@ async def put_policy(
         row = places.policy_row(session, unit_id)
         check_version(0 if row is None else row.version, version)
         before = None if row is None else row.body
+        check_exception(session, actor, unit_id, policy_in_force_body(session, unit_id, now), kept, now)
         if row is None:
             row = PolicyRow(unit_id=unit_id, body=kept, updated_at=now, version=1)
             session.add(row)
@@ -407,6 +409,21 @@ async def put_policy(
         return PolicyView(unit_id, unit_id, kept, row.version)
 
     return await desk.store.begin(work)
+
+
+def policy_in_force_body(session: Session, unit_id: str, now: datetime) -> Mapping[str, Any]:
+    """The document in force at the unit, own or inherited; empty for the law's default."""
+    row = places.policy_in_force(session, unit_id, places.local_date(now))
+    return {} if row is None else row.body
+
+
+def check_exception(
+    session: Session, actor: Actor, unit_id: str, before: Mapping[str, Any], after: Mapping[str, Any], now: datetime
+) -> None:
+    """Nobody declares for oneself that writers may approve. Raises `Refused("self_approval_not_yours")`."""
+    is_switched_on = after.get("self_approval", False) and not before.get("self_approval", False)
+    if is_switched_on and not actor.everywhere and access.may(session, actor, Action.BULLETIN_WRITE, unit_id, at=now):
+        raise Refused("self_approval_not_yours", field="self_approval", fix="ask_who_does_not_write")
 
 
 async def drop_policy(desk: Desk, actor: Actor, unit_id: str, *, version: int | None = None) -> PolicyView:

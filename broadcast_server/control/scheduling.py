@@ -11,7 +11,7 @@ Source: Thông tư 39/2020 (classes; the commune orders ties of *ưu tiên*), Ng
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, time, timedelta
 from enum import StrEnum
@@ -19,37 +19,25 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
-from broadcast_server.control.clashes import (
-    Neighbourhood,
-    Notice,
-    Preview,
-    Verdict,
-    clash_facts,
-    compare,
-)
+from broadcast_server.control.approvals import policy_of
+from broadcast_server.control.clashes import Neighbourhood, Preview
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.outlook import LEAD_IN, local_text
+from broadcast_server.control.judging import Judge
+from broadcast_server.control.outlook import local_text
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
+from broadcast_server.domain.placement import Placing
 from broadcast_server.domain.places import Target, TargetKind
-from broadcast_server.domain.policy import Violation
 from broadcast_server.domain.recurrence import Once, Rule, occurrences, rule_from_dict, rule_to_dict, to_instant
-from broadcast_server.store import audit, feeds, library, places, schedules
-from broadcast_server.store.schedules import LONGEST_WINDOW, ScheduledEntry, late_from_dict, late_to_dict, level_of
+from broadcast_server.store import approvals, audit, feeds, library, places, schedules
+from broadcast_server.store.schedules import LONGEST_WINDOW, late_from_dict, late_to_dict, level_of
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ScheduleExceptionRow, ScheduleRow
-from broadcast_server.store.words import ConflictKind, ContentKind, ExceptionKind, ScheduleKind, ScheduleState
+from broadcast_server.store.words import ContentKind, ExceptionKind, ScheduleKind, ScheduleState, Step, StepOf
 from speaker_protocol.rules import BulletinClass, Late, Level
 
 T = TypeVar("T")
 
-LOOK_AHEAD: Final = timedelta(days=30)
-"""Quiet hours and suspensions are held against this much of a schedule; conflicts too where few schedules touch."""
-
-BUSY_LOOK_AHEAD: Final = timedelta(days=8)
-"""Conflicts are looked for this far where many schedules touch, as on a whole province."""
-
-MANY_ENTRIES: Final = 6_000
 NEXT_OCCURRENCE_WITHIN: Final = timedelta(days=800)
 """A yearly lunar feast has one in it; a rule without any is over."""
 
@@ -155,6 +143,12 @@ class ScheduleView:
     starts_at: datetime
     ends_at: datetime | None
     exceptions: tuple[ExceptionView, ...]
+    needs_approval: bool
+    placement_hash: str
+    approved_by: str | None
+    approved_at: datetime | None
+    is_approved: bool
+    """Its place needs no approval, or has one over exactly this; its content has one of its own."""
     created_by: str
     created_at: datetime
     version: int
@@ -253,9 +247,11 @@ def enter_schedule(
         version=1,
         **draft.columns | ({} if kind is None else {"kind": kind}) | ({} if level is None else {"level": int(level)}),
     )
-    judge = _Judge(session, around, now, draft.reached, draft.first)
+    judge = Judge(session, around, now, draft.reached, draft.first)
     before = judge.entries()
     schedules.add_schedule(session, row, draft.targets)
+    stamp(session, actor, row, draft.targets, now)
+    _waits_in_vain(row)
     preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts)
     audit_schedule(
         session,
@@ -269,7 +265,7 @@ def enter_schedule(
         clusters=len(draft.reached),
         conflicts_accepted=len(preview.clashes),
     )
-    return Placed(_shown(session, row), preview)
+    return Placed(shown(session, row), preview)
 
 
 # -- verbs: changing --------------------------------------------------------------------------------------------------
@@ -324,12 +320,22 @@ def _change_this(
     length_ms = None
     if change.length is not None:
         length_ms = _length_ms(row.content_kind, change.length, row.max_wait_ms * _MS, "change.length")
-    judge = _Judge(session, around, now, around.reach(targets), min(moved_to, occurs_at))
+    judge = Judge(session, around, now, around.reach(targets), min(moved_to, occurs_at))
     before = judge.entries()
-    except_occurrence(session, actor, row, now, occurs_at, ExceptionKind.MOVED, moved_to=moved_to, length_ms=length_ms)
+    except_occurrence(
+        session,
+        actor,
+        row,
+        now,
+        occurs_at,
+        ExceptionKind.MOVED,
+        moved_to=moved_to,
+        length_ms=length_ms,
+        waits=needs_approval(session, row, now) and not may_approve_place(session, actor, row, now),
+    )
     preview = judge.judge(before, (row.id,), accept_conflicts=request.accept_conflicts, start_field="change.moved_to")
     audit_schedule(session, actor, row, now, "schedule.move", occurrence=occurs_at.isoformat(), to=moved_to.isoformat())
-    return Placed(_shown(session, row), preview)
+    return Placed(shown(session, row), preview)
 
 
 def _change_onwards(
@@ -356,7 +362,7 @@ def _change_onwards(
     reached = around.reach(targets) | draft.reached
     for other_targets in schedules.targets_of(session, [other.id for other in others]).values():
         reached |= around.reach(other_targets)
-    judge = _Judge(session, around, now, reached, min(split, draft.first))
+    judge = Judge(session, around, now, reached, min(split, draft.first))
     before = judge.entries()
     for other in others:
         end_schedule(other, split)
@@ -386,12 +392,12 @@ def _change_onwards(
         schedules.replace_targets(session, row.id, draft.targets)
         if not keeps_rule:
             schedules.forget_exceptions(session, row.id)
-    session.flush()
+    stamp(session, actor, fresh, draft.targets, now)
     preview = judge.judge(before, (fresh.id,), accept_conflicts=request.accept_conflicts, start_field="change.rule")
     audit_schedule(
         session, actor, fresh, now, "schedule.change", scope=request.scope.value, since=split.isoformat(), was=row.id
     )
-    return Placed(_shown(session, fresh), preview)
+    return Placed(shown(session, fresh), preview)
 
 
 # -- verbs: taking off ------------------------------------------------------------------------------------------------
@@ -418,7 +424,7 @@ async def cancel_schedule(desk: Desk, actor: Actor, request: CancelSchedule) -> 
             session.flush()
             told = {"since": split.isoformat()}
         audit_schedule(session, actor, row, now, "schedule.cancel", scope=request.scope.value, **told)
-        return _shown(session, row)
+        return shown(session, row)
 
     return await desk.store.begin(work)
 
@@ -433,7 +439,7 @@ async def get_schedule(desk: Desk, actor: Actor, schedule_id: str) -> ScheduleVi
     def work(session: Session) -> ScheduleView:
         row = schedules.schedule(session, schedule_id)
         access.authorize(session, actor, Action.READ, row, at=now)
-        return _shown(session, row)
+        return shown(session, row)
 
     return await desk.store.read(work)
 
@@ -742,6 +748,7 @@ def except_occurrence(
     moved_to: datetime | None = None,
     length_ms: int | None = None,
     cut_at: datetime | None = None,
+    waits: bool = False,
 ) -> None:
     """Say how one occurrence differs; the schedule is another version then."""
     schedules.put_exception(
@@ -753,6 +760,7 @@ def except_occurrence(
             moved_to=moved_to,
             length_ms=length_ms,
             cut_at=cut_at,
+            waits=waits,
             created_by=actor.login,
             created_at=now,
         ),
@@ -761,136 +769,76 @@ def except_occurrence(
     session.flush()
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- approval of the place --------------------------------------------------------------------------------------------
 
 
-class _Judge:
-    """Looks at the air of some clusters before and after rows change in this transaction."""
+def placing_of(row: ScheduleRow) -> Placing | None:
+    """By which way it comes onto the air; None for a live voice, which needs a permit and no approval."""
+    if row.kind is ScheduleKind.LIVE:
+        return None
+    if row.kind is ScheduleKind.PLAY_NOW:
+        return Placing.PLAY_NOW
+    return Placing.RELAY if row.content_kind is ContentKind.FEED else Placing.SCHEDULE
 
-    def __init__(
-        self, session: Session, around: Neighbourhood, now: datetime, clusters: frozenset[str], first: datetime
-    ) -> None:
-        """`first`: the first occurrence that may change; where it is far off, that is where to look."""
-        self._session, self._around, self._now, self._clusters = session, around, now, clusters
-        self._start = now if first < now + BUSY_LOOK_AHEAD else first - _DAY
-        self._naming = around.naming(clusters)
-        self._end = self._start + LOOK_AHEAD
-        few = self._load(self._start + BUSY_LOOK_AHEAD)
-        if len(few) > MANY_ENTRIES:
-            self._end = self._start + BUSY_LOOK_AHEAD
 
-    def entries(self) -> tuple[ScheduledEntry, ...]:
-        """As the rows are now."""
-        return self._load(self._end)
+def needs_approval(session: Session, row: ScheduleRow, now: datetime) -> bool:
+    """Whether somebody must approve where and when it sounds: of *khẩn cấp* always, else as the station decided."""
+    if row.klass is BulletinClass.EMERGENCY:
+        return True
+    return placing_of(row) in policy_of(session, row.unit_id, now).approve_placement
 
-    def judge(
-        self,
-        before: Sequence[ScheduledEntry],
-        schedule_ids: Collection[str],
-        *,
-        accept_conflicts: bool,
-        start_field: str = "rule",
-    ) -> Preview:
-        """The preview. Raises `Refused` by policy or approval, `Conflict` on what was not accepted."""
-        window = Window(self._start, self._end)
-        ahead = schedules.load_entries(
-            self._session,
-            Window(self._start, self._start + LOOK_AHEAD),
-            self._now,
-            schedule_ids=schedule_ids,
+
+def place_action(row: ScheduleRow) -> Action:
+    """What whoever approves the place must be allowed."""
+    if row.klass is BulletinClass.EMERGENCY:
+        return Action.EMERGENCY_LAUNCH
+    return Action.PROGRAMME_APPROVE if row.content_kind is ContentKind.PROGRAMME else Action.BULLETIN_APPROVE
+
+
+def may_approve_place(session: Session, actor: Actor, row: ScheduleRow, now: datetime) -> bool:
+    """Whether placing it is approving the place; *khẩn cấp* always needs another person."""
+    if row.klass is BulletinClass.EMERGENCY:
+        return False
+    return access.may(session, actor, place_action(row), row.unit_id, at=now)
+
+
+def stamp(session: Session, actor: Actor, row: ScheduleRow, targets: Collection[Target], now: datetime) -> None:
+    """What was approved of the place before is void; who places it and may approve it has approved it."""
+    row.needs_approval = needs_approval(session, row, now)
+    row.approved_hash = row.approved_by = row.approved_at = None
+    told = approvals.hash_of_placement(row, targets)
+    _stepped(session, actor, row, Step.WRITE, told, now)
+    if row.needs_approval and may_approve_place(session, actor, row, now):
+        row.approved_hash, row.approved_by, row.approved_at = told, actor.login, now
+        _stepped(session, actor, row, Step.APPROVE, told, now)
+    session.flush()
+
+
+def _waits_in_vain(row: ScheduleRow) -> None:
+    """What is meant for this very moment cannot wait for somebody to approve it."""
+    if not row.needs_approval or row.approved_hash is not None:
+        return
+    if row.kind is ScheduleKind.PLAY_NOW:
+        is_emergency = row.klass is BulletinClass.EMERGENCY
+        code, fix = ("emergency_is_raised", "find_second_person") if is_emergency else _NOT_NOW
+        raise Refused(code, field="content_id", fix=fix)
+
+
+_NOT_NOW: Final = ("play_now_needs_approver", "ask_another_approver")
+
+
+def _stepped(session: Session, actor: Actor, row: ScheduleRow, step: Step, told: str, now: datetime) -> None:
+    if row.needs_approval:
+        approvals.add_step(
+            session,
+            StepOf.SCHEDULE,
+            row.id,
+            step,
+            user_id=actor.user_id,
+            login=actor.login,
+            at=now,
+            content_hash=told,
         )
-        notices = [*_blocked_notices(ahead, self._now), *self._notices(ahead)]
-        for schedule_id in schedule_ids:
-            asked_ms = schedules.schedule(self._session, schedule_id).length_ms
-            sound = next((entry.asset.duration for entry in ahead if entry.asset is not None), timedelta(0))
-            if asked_ms is not None and sound > asked_ms * _MS:
-                raise Invalid("longer_than_window", field="length", fix="lengthen_window", sound_ms=sound // _MS)
-        verdict = compare(
-            self._around,
-            before=before,
-            after=self.entries(),
-            ahead=ahead,
-            window=window,
-            clusters=self._clusters,
-            notices=notices,
-        )
-        if verdict.violations:
-            raise _forbidden(verdict, frozenset(schedule_ids), start_field)
-        if verdict.preview.clashes and not accept_conflicts:
-            first = verdict.preview.clashes[0]
-            raise Conflict(
-                "schedule_conflict",
-                field=start_field,
-                fix="accept_or_change",
-                count=len(verdict.preview.clashes),
-                title=first.loser.title,
-                other="" if first.winner is None else first.winner.title,
-                at=local_text(first.at),
-                conflicts=[clash_facts(clash) for clash in verdict.preview.clashes],
-            )
-        return verdict.preview
-
-    def _load(self, end: datetime) -> tuple[ScheduledEntry, ...]:
-        window = Window(self._start - LEAD_IN, end)
-        return schedules.load_entries(self._session, window, self._now, touching=self._naming)
-
-    def _notices(self, ahead: Sequence[ScheduledEntry]) -> Iterator[Notice]:
-        if not self._clusters:
-            yield Notice("no_clusters", {})
-        elif not schedules.any_online(self._session, self._clusters):
-            yield Notice("no_cluster_online", {"clusters": len(self._clusters)})
-        feed_ids = sorted({entry.feed_id for entry in ahead if entry.feed_id is not None})
-        for feed_id, state in schedules.ailing_feeds(self._session, feed_ids).items():
-            yield Notice("feed_ailing", {"feed_id": feed_id, "state": state})
-
-
-_BLOCKED: Final[Mapping[ConflictKind, tuple[type[Refused | Conflict], str]]] = {
-    ConflictKind.APPROVAL_VOID: (Refused, "approve_content"),
-    ConflictKind.ASSET_MISSING: (Conflict, "make_audio_again"),
-    ConflictKind.CONTENT_EXPIRED: (Refused, "extend_validity"),
-    ConflictKind.NOT_OFFERED: (Refused, "ask_owner_for_offer"),
-    ConflictKind.OFFER_EXPIRES: (Refused, "ask_owner_for_offer"),
-    ConflictKind.OFFER_WITHDRAWN: (Refused, "ask_owner_for_offer"),
-    ConflictKind.FEED_REVOKED: (Refused, "pick_another_feed"),
-}
-
-
-def _blocked_notices(ahead: Sequence[ScheduledEntry], now: datetime) -> Iterator[Notice]:
-    """What blocks later occurrences; raises when the very next one is blocked."""
-    coming = [entry for entry in ahead if entry.entry.end > now]
-    told: set[ConflictKind] = set()
-    for number, entry in enumerate(coming):
-        if entry.blocked is None or entry.blocked.kind in told:
-            continue
-        told.add(entry.blocked.kind)
-        facts = {**entry.blocked.facts, "subject": entry.blocked.subject, "at": local_text(entry.entry.start)}
-        if number == 0:
-            error, fix = _BLOCKED[entry.blocked.kind]
-            if facts.get("successor_id") is not None:
-                fix = "relay_successor"
-            raise error(f"blocked_{entry.blocked.kind.value}", field="content_id", fix=fix, **facts)
-        yield Notice(f"blocked_{entry.blocked.kind.value}", facts)
-
-
-def _forbidden(verdict: Verdict, schedule_ids: frozenset[str], start_field: str) -> Refused:
-    """The refusal that names the first violation, with all of them beside it."""
-
-    def told(violation: Violation, entry: ScheduledEntry) -> dict[str, Any]:
-        field_name = {"start": start_field, "end": "length"}.get(violation.facts["field"], violation.facts["field"])
-        return {
-            **violation.facts,
-            "code": violation.code.value,
-            "field": field_name if entry.schedule_id in schedule_ids else start_field,
-            "title": entry.title,
-            "entry_id": entry.id,
-            "at": local_text(violation.at),
-            "is_of_change": entry.schedule_id in schedule_ids,
-        }
-
-    listed = [told(*pair) for pair in verdict.violations]
-    first = dict(min(listed, key=lambda one: not one["is_of_change"]))
-    code = first.pop("code")
-    return Refused(code, **first, violations=listed)
 
 
 # -- small things -----------------------------------------------------------------------------------------------------
@@ -917,12 +865,16 @@ def audit_schedule(session: Session, actor: Actor, row: ScheduleRow, now: dateti
     )
 
 
-def _shown(session: Session, row: ScheduleRow) -> ScheduleView:
+def shown(session: Session, row: ScheduleRow) -> ScheduleView:
+    """A schedule as it stands in this transaction."""
     ids = (row.id,)
     return _view(row, schedules.targets_of(session, ids).get(row.id, ()), schedules.exceptions_of(session, ids)[row.id])
 
 
 def _view(row: ScheduleRow, targets: tuple[Target, ...], exceptions: Iterable[ScheduleExceptionRow]) -> ScheduleView:
+    exceptions = tuple(exceptions)
+    told = approvals.hash_of_placement(row, targets)
+    waits = any(one.waits for one in exceptions) or (row.needs_approval and row.approved_hash != told)
     return ScheduleView(
         id=row.id,
         series_id=row.series_id,
@@ -948,6 +900,11 @@ def _view(row: ScheduleRow, targets: tuple[Target, ...], exceptions: Iterable[Sc
         exceptions=tuple(
             ExceptionView(one.occurs_at, one.kind, one.moved_to, one.length_ms, one.cut_at) for one in exceptions
         ),
+        needs_approval=row.needs_approval,
+        placement_hash=told,
+        approved_by=row.approved_by,
+        approved_at=row.approved_at,
+        is_approved=not waits,
         created_by=row.created_by,
         created_at=row.created_at,
         version=row.version,

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from broadcast_server.domain.clock import LOCAL, Window
 from broadcast_server.domain.errors import Invalid
+from broadcast_server.domain.placement import Placing
 from speaker_protocol.rules import BulletinClass
 
 _DAY: Final = timedelta(days=1)
@@ -29,6 +30,10 @@ MOST_LIVE_MINUTES: Final = 120
 LONGEST_STAGGER_S: Final = 30
 SESSION_GAP: Final = timedelta(minutes=15)
 """A silence this long ends a session (buổi)."""
+
+
+DEFAULT_APPROVE_PLACEMENT: Final = frozenset({Placing.SCHEDULE, Placing.RELAY})
+"""A play-now sounds what somebody else approved and is over in minutes; a place on the grid comes back every day."""
 
 
 class Sounding(Protocol):
@@ -134,6 +139,10 @@ class StationPolicy:
     """Longest live session or bulletin of somebody who speaks by delegation (`domain.delegation`)."""
     filler: str | None = None
     """The approved bulletin that is looped while a relay has lost its source."""
+    self_approval: bool = False
+    """A one-person station: who wrote a *thông thường* may approve it; each audit row names it. Never by default."""
+    approve_placement: frozenset[Placing] = DEFAULT_APPROVE_PLACEMENT
+    """Ways onto the air that wait for an approval where whoever takes them may give none."""
     stagger_s: int = 0
     """Seconds between the slots of neighbouring clusters (`domain.stagger`); 0: all begin together."""
 
@@ -348,6 +357,12 @@ def policy_to_dict(policy: StationPolicy) -> dict[str, Any]:
         ],
         "stagger_s": policy.stagger_s,
         **({} if policy.filler is None else {"filler": policy.filler}),
+        **({"self_approval": True} if policy.self_approval else {}),
+        **(
+            {}
+            if policy.approve_placement == DEFAULT_APPROVE_PLACEMENT
+            else {"approve_placement": sorted(policy.approve_placement)}
+        ),
     }
 
 
@@ -377,7 +392,26 @@ def policy_from_dict(document: Mapping[str, Any]) -> StationPolicy:
         ),
         stagger_s=_number(document, "stagger_s", 0, whole=True),
         filler=_filler_from(document.get("filler")),
+        self_approval=_flag(document, "self_approval"),
+        approve_placement=_placings_from(document.get("approve_placement")),
     )
+
+
+def _flag(document: Mapping[str, Any], name: str) -> bool:
+    value = document.get(name, False)
+    if not isinstance(value, bool):
+        raise Invalid("not_a_flag", field=name, fix="write_true_or_false")
+    return value
+
+
+def _placings_from(value: Any) -> frozenset[Placing]:
+    if value is None:
+        return DEFAULT_APPROVE_PLACEMENT
+    try:
+        return frozenset(Placing(name) for name in value)
+    except (TypeError, ValueError):
+        known = ", ".join(Placing)
+        raise Invalid("not_a_choice", field="approve_placement", expected=known, fix="pick_placing") from None
 
 
 def _filler_from(value: Any) -> str | None:

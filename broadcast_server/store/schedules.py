@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -22,23 +22,18 @@ from sqlalchemy.orm import Session
 
 from broadcast_server.domain.clock import Window, from_ms, to_ms
 from broadcast_server.domain.errors import BroadcastError, Conflict, Corrupt, NotFound
-from broadcast_server.domain.places import PlaceTree, Target, TargetKind
+from broadcast_server.domain.placement import placement_hash
+from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.recurrence import Rule, occurrences, rule_from_dict
 from broadcast_server.domain.timeline import Entry
 from broadcast_server.store import beginnings, places
+from broadcast_server.store.shelf import Blocked, Content, EntryAsset, Feed, Shelf
 from broadcast_server.store.tables import (
-    AssetRow,
-    BulletinRow,
-    BulletinVersionRow,
     ClusterRow,
-    FeedOfferRow,
-    FeedRow,
     FeedStatusRow,
-    FeedSubstituteRow,
     NodeRow,
     NodeStatusRow,
     PlayRow,
-    ProgrammeRow,
     ScheduleExceptionRow,
     ScheduleRow,
     ScheduleTargetRow,
@@ -52,7 +47,7 @@ from broadcast_server.store.words import (
     NodeState,
     ScheduleKind,
     ScheduleState,
-    VersionState,
+    Unapproved,
 )
 from speaker_protocol.rules import BulletinClass, Late, LatePolicy, Level, SourceKind
 
@@ -68,24 +63,6 @@ _UNKNOWN_LENGTH: Final = timedelta(minutes=1)
 
 
 # -- what the planner and the preview work with -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class EntryAsset:
-    """The recording an entry sounds. `sha256`: of the stored file."""
-
-    sha256: str
-    size_bytes: int
-    duration: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """Why an entry cannot sound. `subject`: the offer, feed, asset or content it is about."""
-
-    kind: ConflictKind
-    subject: str
-    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +396,7 @@ def _length_of(session: Session, row: ScheduleRow) -> timedelta:
     """How long an occurrence is meant to last."""
     if row.length_ms is not None:
         return row.length_ms * _MS
-    shelf = _Shelf(session, ScheduleRow.id == row.id, {row.content_kind})
+    shelf = Shelf(session, ScheduleRow.id == row.id, {row.content_kind})
     content, _ = shelf.content(row)
     return _UNKNOWN_LENGTH if content.asset is None else content.asset.duration
 
@@ -522,7 +499,7 @@ class Expander:
         wanted = _wanted(window, schedule_ids, touching)
         rows = self._look(session, wanted)
         exceptions = _exceptions(session, wanted)
-        shelf = _Shelf(session, wanted, {row.content_kind for _, row, _ in rows.values()})
+        shelf = Shelf(session, wanted, {row.content_kind for _, row, _ in rows.values()})
         found: list[ScheduledEntry] = []
         made_now: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
         self.faults = {}
@@ -578,6 +555,8 @@ _COLUMNS: Final = (
     ScheduleRow.required,
     ScheduleRow.starts_at,
     ScheduleRow.ends_at,
+    ScheduleRow.needs_approval,
+    ScheduleRow.approved_hash,
 )
 
 
@@ -589,6 +568,7 @@ _EXCEPTIONS: Final = (
     ScheduleExceptionRow.moved_to,
     ScheduleExceptionRow.length_ms,
     ScheduleExceptionRow.cut_at,
+    ScheduleExceptionRow.waits,
 )
 
 
@@ -597,19 +577,7 @@ class _Difference(NamedTuple):
     moved_to: datetime | None
     length_ms: int | None
     cut_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What a schedule sounds: title, and either audio with its approval or the reason why not."""
-
-    title: str
-    asset: EntryAsset | None = None
-    approval: str | None = None
-    boundaries: tuple[timedelta, ...] = ()
-    blocked: Blocked | None = None
-    valid_from: datetime | None = None
-    valid_to: datetime | None = None
+    waits: bool
 
 
 def _wanted(
@@ -667,7 +635,9 @@ def _exceptions(session: Session, wanted: ColumnElement[bool]) -> dict[str, dict
     found: dict[str, dict[datetime, _Difference]] = defaultdict(dict)
     rows = session.execute(_of_schedules(_EXCEPTIONS, wanted))
     for row in rows:
-        found[row.schedule_id][row.occurs_at] = _Difference(row.kind, row.moved_to, row.length_ms, row.cut_at)
+        found[row.schedule_id][row.occurs_at] = _Difference(
+            row.kind, row.moved_to, row.length_ms, row.cut_at, row.waits
+        )
     return found
 
 
@@ -687,17 +657,18 @@ class _Made(NamedTuple):
     row: Any
     targets: tuple[Target, ...]
     exceptions: Mapping[datetime, _Difference]
-    content: _Content
-    feed: _Feed | None
+    content: Content
+    feed: Feed | None
 
 
-def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterator[ScheduledEntry]:
+def _entries_of(row: Any, made: _Made, shelf: Shelf, window: Window) -> Iterator[ScheduledEntry]:
     content, targets, exceptions = made.content, made.targets, made.exceptions
     source = _SOURCES.get(row.content_kind, SourceKind.RECORDED)
     late = _late_of(row)
     is_feed, is_stream = row.content_kind is ContentKind.FEED, row.content_kind in STREAMED
     sound = content.asset.duration if content.asset is not None else None
     plain = _window_length(row, sound)
+    unplaced = _unplaced(row, targets, content)
     for instant, difference in _instants(row, exceptions, window, plain):
         start = instant if difference is None or difference.moved_to is None else difference.moved_to
         length, boundaries, end = sound, content.boundaries, start + plain
@@ -710,7 +681,9 @@ def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterato
                 boundaries = tuple(cue for cue in boundaries if cue < length)
         if end <= start or not (start < window.end and window.start < end):
             continue
-        blocked = content.blocked or shelf.blocked_at(row, content, start, end)
+        blocked = content.blocked or unplaced or shelf.blocked_at(row, content, start, end)
+        if blocked is None and difference is not None and difference.waits:
+            blocked = _waits_at(row, content)
         yield ScheduledEntry(
             entry=Entry(
                 id=f"{row.id}@{to_ms(instant)}",
@@ -740,6 +713,30 @@ def _entries_of(row: Any, made: _Made, shelf: _Shelf, window: Window) -> Iterato
             required=row.required,
             blocked=blocked,
         )
+
+
+def _unplaced(row: Any, targets: Sequence[Target], content: Content) -> Blocked | None:
+    """Its place waits for an approval, or is not the one that was approved."""
+    if not row.needs_approval:
+        return None
+    if row.approved_hash is None:
+        return _waits_at(row, content)
+    actual = placement_hash(
+        content=(row.content_kind.value, row.content_id, row.language),
+        rule=row.rule,
+        targets=targets,
+        length_ms=row.length_ms,
+        max_wait_ms=row.max_wait_ms,
+    )
+    if actual == row.approved_hash:
+        return None
+    facts = {"title": content.title, "because": Unapproved.PLACE_CHANGED.value}
+    return Blocked(ConflictKind.APPROVAL_VOID, row.id, facts)
+
+
+def _waits_at(row: Any, content: Content) -> Blocked:
+    facts = {"title": content.title, "because": Unapproved.PLACE_WAITING.value}
+    return Blocked(ConflictKind.APPROVAL_VOID, row.id, facts)
 
 
 _SOURCES: Final = {ContentKind.FEED: SourceKind.RELAY, ContentKind.LIVE: SourceKind.LIVE}
@@ -774,220 +771,3 @@ def _instants(
         in_force = row.starts_at <= instant and (row.ends_at is None or instant < row.ends_at)
         if in_force and difference.moved_to is not None and difference.kind is not ExceptionKind.CANCELLED:
             yield instant, difference
-
-
-class _Shelf:
-    """All content the wanted schedules name, read with one query a kind."""
-
-    def __init__(self, session: Session, wanted: ColumnElement[bool], kinds: Collection[ContentKind]) -> None:
-        self._spoken: dict[tuple[str, str], _Content] = {}
-        self._contents: dict[tuple[ContentKind, str], _Content] = {}
-        self._feeds: dict[str, _Feed] = {}
-        self._tree: PlaceTree | None = None
-        self._paths: dict[tuple[str, date], tuple[str, ...]] = {}
-        if ContentKind.BULLETIN in kinds:
-            self._read_bulletins(session, _named(wanted, ContentKind.BULLETIN))
-        if ContentKind.PROGRAMME in kinds:
-            self._read_programmes(session, _named(wanted, ContentKind.PROGRAMME))
-        if ContentKind.FEED in kinds:
-            self._read_feeds(session, _named(wanted, ContentKind.FEED))
-            self._tree = places.load_tree(session)
-
-    def content(self, row: Any) -> tuple[_Content, _Feed | None]:
-        """What the schedule sounds in its language. Raises `Corrupt` when its content is gone."""
-        if row.content_kind is ContentKind.LIVE:
-            return _Content(row.name), None
-        content = self._contents.get((row.content_kind, row.content_id))
-        if content is None:
-            raise Corrupt("content_gone", schedule=row.id, content=row.content_id)
-        if row.content_kind is not ContentKind.BULLETIN:
-            return content, self._feeds.get(row.content_id)
-        spoken = self._spoken.get((row.content_id, row.language))
-        if spoken is not None:
-            return spoken, None
-        facts = {"language": row.language, "title": content.title}
-        return replace(content, blocked=Blocked(ConflictKind.APPROVAL_VOID, row.content_id, facts)), None
-
-    def blocked_at(self, row: Any, content: _Content, start: datetime, end: datetime) -> Blocked | None:
-        """What is in the way of this one occurrence, although the content is good."""
-        if row.content_kind is ContentKind.FEED:
-            return self._feed_block(self._feeds[row.content_id], row.unit_id, start, end)
-        if content.valid_to is not None and start >= content.valid_to:
-            facts = {"title": content.title, "valid_to": content.valid_to.isoformat()}
-            return Blocked(ConflictKind.CONTENT_EXPIRED, row.content_id, facts)
-        if content.valid_from is not None and start < content.valid_from:
-            facts = {"title": content.title, "valid_from": content.valid_from.isoformat()}
-            return Blocked(ConflictKind.CONTENT_EXPIRED, row.content_id, facts)
-        return None
-
-    def _read_bulletins(self, session: Session, named: Select[tuple[str]]) -> None:
-        plain: dict[str, _Content] = {}
-        for bulletin_id, title, valid_from, valid_to in session.execute(
-            select(BulletinRow.id, BulletinRow.title, BulletinRow.valid_from, BulletinRow.valid_to).where(
-                BulletinRow.id.in_(named)
-            )
-        ):
-            content = _Content(title, valid_from=valid_from, valid_to=valid_to)
-            plain[bulletin_id] = self._contents[ContentKind.BULLETIN, bulletin_id] = content
-        versions = session.execute(
-            select(
-                BulletinVersionRow.bulletin_id,
-                BulletinVersionRow.language,
-                BulletinVersionRow.content_hash,
-                BulletinVersionRow.approved_hash,
-                *_ASSET,
-            )
-            .outerjoin(AssetRow, AssetRow.sha256 == BulletinVersionRow.asset_sha256)
-            .where(BulletinVersionRow.bulletin_id.in_(named), BulletinVersionRow.state == VersionState.APPROVED)
-            .order_by(BulletinVersionRow.number)  # so that the newest stays
-        )
-        for bulletin_id, language, content_hash, approved_hash, *asset in versions:
-            self._spoken[bulletin_id, language] = _recorded(
-                plain[bulletin_id], bulletin_id, content_hash, approved_hash, *asset
-            )
-
-    def _read_programmes(self, session: Session, named: Select[tuple[str]]) -> None:
-        rows = session.execute(
-            select(ProgrammeRow.id, ProgrammeRow.title, ProgrammeRow.content_hash, ProgrammeRow.approved_hash, *_ASSET)
-            .outerjoin(AssetRow, AssetRow.sha256 == ProgrammeRow.asset_sha256)
-            .where(ProgrammeRow.id.in_(named))
-        )
-        for programme_id, title, content_hash, approved_hash, *asset in rows:
-            content = _recorded(_Content(title), programme_id, content_hash, approved_hash, *asset)
-            self._contents[ContentKind.PROGRAMME, programme_id] = content
-
-    def _read_feeds(self, session: Session, named: Select[tuple[str]]) -> None:
-        offers: dict[str, list[_Offer]] = defaultdict(list)
-        for feed_id, *offer in session.execute(
-            select(
-                FeedOfferRow.feed_id,
-                FeedOfferRow.id,
-                FeedOfferRow.unit_id,
-                FeedOfferRow.valid_from,
-                FeedOfferRow.valid_to,
-                FeedOfferRow.withdrawn_at,
-            )
-            .where(FeedOfferRow.feed_id.in_(named))
-            .order_by(FeedOfferRow.valid_from, FeedOfferRow.id)
-        ):
-            offers[feed_id].append(_Offer(*offer))
-        stood_in_for = set(
-            session.scalars(select(FeedSubstituteRow.feed_id).where(FeedSubstituteRow.feed_id.in_(named)))
-        )
-        for feed_id, name, unit_id, revoked_at, successor_id, valid_from, valid_to in session.execute(
-            select(
-                FeedRow.id,
-                FeedRow.name,
-                FeedRow.unit_id,
-                FeedRow.revoked_at,
-                FeedRow.successor_id,
-                FeedRow.valid_from,
-                FeedRow.valid_to,
-            ).where(FeedRow.id.in_(named))
-        ):
-            self._contents[ContentKind.FEED, feed_id] = _Content(name)
-            self._feeds[feed_id] = _Feed(
-                feed_id,
-                name,
-                unit_id,
-                revoked_at,
-                successor_id,
-                valid_from,
-                valid_to,
-                tuple(offers[feed_id]),
-                feed_id in stood_in_for,
-            )
-
-    def _feed_block(self, feed: _Feed, unit_id: str, start: datetime, end: datetime) -> Blocked | None:
-        facts: dict[str, Any] = {"title": feed.name, "successor_id": feed.successor_id}
-        if feed.revoked_at is not None and feed.revoked_at < end:
-            if feed.has_substitutes and start < feed.revoked_at:
-                return None  # it sounds already: its substitute carries it to the end of this window
-            return Blocked(ConflictKind.FEED_REVOKED, feed.id, facts)
-        if not _covers(feed.valid_from, feed.valid_to, start, end):
-            return Blocked(ConflictKind.OFFER_EXPIRES, feed.id, facts | _until(feed.valid_to))
-        path = self._path(unit_id, start)
-        if feed.unit_id == unit_id:
-            return None
-        last: _Offer | None = None
-        for offer in feed.offers:
-            if offer.unit_id not in path:
-                continue
-            last = offer
-            is_withdrawn = offer.withdrawn_at is not None and offer.withdrawn_at < end
-            if not is_withdrawn and _covers(offer.valid_from, offer.valid_to, start, end):
-                return None
-        if last is None:
-            return Blocked(ConflictKind.NOT_OFFERED, feed.id, facts)
-        if last.withdrawn_at is not None:
-            return Blocked(ConflictKind.OFFER_WITHDRAWN, last.id, facts)
-        return Blocked(ConflictKind.OFFER_EXPIRES, last.id, facts | _until(last.valid_to))
-
-    def _path(self, unit_id: str, at: datetime) -> tuple[str, ...]:
-        on = places.local_date(at)
-        path = self._paths.get((unit_id, on))
-        if path is None:
-            tree = self._tree
-            path = self._paths[unit_id, on] = () if tree is None else tree.ancestors(unit_id, on)
-        return path
-
-
-class _Offer(NamedTuple):
-    id: str
-    unit_id: str
-    valid_from: datetime
-    valid_to: datetime | None
-    withdrawn_at: datetime | None
-
-
-class _Feed(NamedTuple):
-    id: str
-    name: str
-    unit_id: str
-    revoked_at: datetime | None
-    successor_id: str | None
-    valid_from: datetime | None
-    valid_to: datetime | None
-    offers: tuple[_Offer, ...]
-    has_substitutes: bool
-
-
-_ASSET: Final = (AssetRow.sha256, AssetRow.size_bytes, AssetRow.duration_ms, AssetRow.cues, AssetRow.collected_at)
-
-
-def _named(wanted: ColumnElement[bool], kind: ContentKind) -> Select[tuple[str]]:
-    return select(ScheduleRow.content_id).where(wanted, ScheduleRow.content_kind == kind)
-
-
-def _recorded(
-    plain: _Content,
-    content_id: str,
-    content_hash: str | None,
-    approved_hash: str | None,
-    sha256: str | None,
-    size_bytes: int,
-    duration_ms: int,
-    cues: Sequence[Mapping[str, Any]],
-    collected_at: datetime | None,
-) -> _Content:
-    """Audio with its approval; the approval must be over exactly this content."""
-    facts = {"title": plain.title}
-    if content_hash is None or approved_hash != content_hash:
-        return replace(plain, blocked=Blocked(ConflictKind.APPROVAL_VOID, content_id, facts))
-    if sha256 is None or collected_at is not None:
-        return replace(plain, blocked=Blocked(ConflictKind.ASSET_MISSING, sha256 or content_id, facts))
-    starts = sorted({cue["at_ms"] for cue in cues if cue.get("role") != "bed" and 0 < cue["at_ms"] < duration_ms})
-    return replace(
-        plain,
-        asset=EntryAsset(sha256, size_bytes, duration_ms * _MS),
-        approval=approved_hash,
-        boundaries=tuple(start * _MS for start in starts),
-    )
-
-
-def _covers(valid_from: datetime | None, valid_to: datetime | None, start: datetime, end: datetime) -> bool:
-    return (valid_from is None or valid_from <= start) and (valid_to is None or end <= valid_to)
-
-
-def _until(valid_to: datetime | None) -> dict[str, Any]:
-    return {} if valid_to is None else {"valid_to": valid_to.isoformat()}

@@ -90,6 +90,21 @@ class Step(StrEnum):
     RECALL = "recall"
 
 
+class Unapproved(StrEnum):
+    """Why something does not sound for want of an approval: the facts' `because`."""
+
+    DRAFT = "draft"
+    WAITING = "waiting"
+    """Submitted, and nobody has decided."""
+    REJECTED = "rejected"
+    RECALLED = "recalled"
+    CHANGED = "changed"
+    """What was approved is not this any more."""
+    PLACE_WAITING = "place_waiting"
+    """Where and when it is to sound waits for an approval."""
+    PLACE_CHANGED = "place_changed"
+
+
 class ReviewFinding(StrEnum):
     """What a review says of a break-glass."""
 

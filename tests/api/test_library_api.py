@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,8 +17,10 @@ from broadcast_server.domain.errors import Invalid
 from broadcast_server.store.people import secret_hash
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import NodeRow
+from broadcast_server.store.words import Role
 from tests.api.test_schedules_api import API, give_token, told
 from tests.support.api import a_client
+from tests.support.people import a_person
 from tests.support.studio import HummingSpeaker, an_audio_room, with_room
 from tests.support.village import DONG, LAN, NGOC, Village, a_village
 
@@ -50,26 +53,50 @@ async def an_upload(client: httpx.AsyncClient, bulletin: str, content: bytes) ->
     return await client.post(f"{API}/bulletins/{bulletin}/versions/audio", files={"file": ("a.mp3", content)})
 
 
+async def approve(village: Village, client: httpx.AsyncClient, version: dict[str, Any], place: str) -> httpx.Response:
+    """Submitted by who wrote it, approved by a leader of the commune."""
+    heard = {"content_hash": version["content_hash"]}
+    submitted = await client.post(f"{place}/submission", json=heard)
+    assert submitted.status_code == 200, submitted.text
+    leader = await a_person(village.desk, Role.LEADER, DONG)
+    async with a_client(village.desk, token=await give_token(village, leader.actor.user_id)) as other:
+        return await other.post(f"{place}/approval", json=heard)
+
+
 async def test_an_upload_becomes_a_draft_that_is_approved_by_its_hash_and_then_placed(tmp_path: Path) -> None:
-    async with a_library(tmp_path) as (_, client):
+    async with a_library(tmp_path) as (village, client):
         bulletin = await a_bulletin(client)
         draft = (await an_upload(client, bulletin, (SAMPLES / "announcement_a.mp3").read_bytes())).json()
         assert (draft["state"], draft["media"], draft["number"]) == ("draft", "audio", 1)
-        approval = f"{API}/bulletins/{bulletin}/versions/{draft['id']}/approval"
-        told(await client.post(approval, json={"content_hash": "0" * 64}), 409, "content_changed")
-        approved = (await client.post(approval, json={"content_hash": draft["content_hash"]})).json()
-        assert (approved["state"], approved["approved_by"]) == ("approved", "lan")
+        place = f"{API}/bulletins/{bulletin}/versions/{draft['id']}"
+        heard = {"content_hash": draft["content_hash"]}
+        told(await client.post(f"{place}/submission", json={"content_hash": "0" * 64}), 409, "content_changed")
+        told(await client.post(f"{place}/approval", json=heard), 409, "not_submitted")
+        assert (await client.post(f"{place}/submission", json=heard)).json()["state"] == "submitted"
+        told(await client.post(f"{place}/approval", json=heard), 403, "author_approves")
+        ((waits),) = (await client.get(f"{API}/approvals")).json()["versions"]
+        assert (waits["version_id"], waits["created_by"]) == (draft["id"], "lan")
+        assert (await client.post(f"{place}/withdrawal")).json()["state"] == "draft"
+        refused = await client.post(f"{place}/rejection", json=heard | {"reason": "Sai ngày"})
+        told(refused, 409, "not_submitted")
+        approved = (await approve(village, client, draft, place)).json()
+        assert (approved["state"], approved["approved_by"]) == ("approved", approved["approved_by"])
+        assert approved["approved_by"] != "lan"
         body = {"unit_id": DONG, "bulletin_id": bulletin, "starts_at": "2026-06-01T17:00:00+07:00"}
         assert (await client.post(f"{API}/schedules", json=body)).status_code == 201
+        (stage,) = (await client.get(f"{API}/bulletins/{bulletin}/stages")).json()
+        assert stage["stage"] == "scheduled"
+        assert [one["step"] for one in stage["steps"]] == ["write", "submit", "withdraw", "submit", "approve"]
 
 
 async def test_text_is_spoken_and_a_new_wording_starts_unapproved(tmp_path: Path) -> None:
-    async with a_library(tmp_path) as (_, client):
+    async with a_library(tmp_path) as (village, client):
         bulletin = await a_bulletin(client)
         first = (
             await client.post(f"{API}/bulletins/{bulletin}/versions/text", json={"text": "Xin chào bà con."})
         ).json()
-        await client.post(f"{API}/bulletins/{bulletin}/versions/{first['id']}/approval")
+        place = f"{API}/bulletins/{bulletin}/versions/{first['id']}"
+        await approve(village, client, first, place)
         second = (await client.post(f"{API}/bulletins/{bulletin}/versions/text", json={"text": "Xin chào."})).json()
         khmer = {"text": "Suostei.", "language": "khm", "voice": "south"}
         assert (await client.post(f"{API}/bulletins/{bulletin}/versions/text", json=khmer)).status_code == 201
@@ -79,7 +106,7 @@ async def test_text_is_spoken_and_a_new_wording_starts_unapproved(tmp_path: Path
         assert second["content_hash"] != first["content_hash"]
         recalled = await client.post(f"{API}/bulletins/{bulletin}/recall")
         assert {one["state"] for one in recalled.json()["versions"]} == {"recalled"}
-        again = await client.post(f"{API}/bulletins/{bulletin}/versions/{first['id']}/approval")
+        again = await client.post(f"{place}/submission", json={"content_hash": first["content_hash"]})
         told(again, 409, "version_recalled")
 
 
@@ -131,7 +158,7 @@ async def test_without_an_engine_nothing_is_spoken(tmp_path: Path) -> None:
 
 
 async def test_a_programme_is_rendered_with_cues_and_approved(tmp_path: Path) -> None:
-    async with a_library(tmp_path) as (_, client):
+    async with a_library(tmp_path) as (village, client):
         bulletins = [await a_bulletin(client, f"Mục {number}") for number in (1, 2)]
         items: list[dict[str, str]] = [{"bulletin_id": one} for one in bulletins]
         body = {"unit_id": DONG, "title": "Chương trình", "items": items}
@@ -142,12 +169,12 @@ async def test_a_programme_is_rendered_with_cues_and_approved(tmp_path: Path) ->
         for number, bulletin in enumerate(bulletins, 1):
             sound = (SAMPLES / f"programme_item_{number + 1}.opus").read_bytes()
             version = (await an_upload(client, bulletin, sound)).json()
-            await client.post(f"{API}/bulletins/{bulletin}/versions/{version['id']}/approval")
+            await approve(village, client, version, f"{API}/bulletins/{bulletin}/versions/{version['id']}")
         rendered = (await client.post(f"{place}/rendering")).json()
         report = (await client.get(f"{API}/assets/{rendered['asset_sha256']}/report")).json()
         assert [cue["item_id"] for cue in report["cues"]] == ["1", "2"]
         assert report["duration_ms"] > 10_000
-        approved = (await client.post(f"{place}/approval")).json()
+        approved = (await approve(village, client, rendered, place)).json()
         assert approved["approved_hash"] == rendered["content_hash"]
         voided = (await client.patch(place, json={"items": items[:1]})).json()
         assert (voided["asset_sha256"], voided["approved_hash"]) == (None, None)

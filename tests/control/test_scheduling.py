@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from broadcast_server.control import outlook, places, playing, scheduling
+from broadcast_server.control import outlook, placements, places, playing, scheduling
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.clashes import Effect, Way
+from broadcast_server.control.placements import ApprovePlacement
 from broadcast_server.control.playing import PlayNow
 from broadcast_server.control.scheduling import (
     CancelSchedule,
@@ -22,8 +23,9 @@ from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.store import audit
-from broadcast_server.store.words import ContentKind, ExceptionKind, ScheduleKind, ScheduleState
+from broadcast_server.store.words import ContentKind, ExceptionKind, Role, ScheduleKind, ScheduleState
 from speaker_protocol.rules import BulletinClass, Level
+from tests.support.people import a_person, with_password
 from tests.support.village import DONG, HA, LAN, NGOC, PROVINCE, TAY, Village, a_village, at, daily, once
 
 MIN = timedelta(minutes=1)
@@ -88,7 +90,7 @@ async def test_a_weekly_item_whose_tenth_week_is_fine_but_whose_hour_is_quiet_is
         assert refused.value.facts["field"] == "length"
 
 
-async def test_an_emergency_may_pass_quiet_hours_if_the_launcher_may() -> None:
+async def test_an_emergency_passes_quiet_hours_once_another_person_has_agreed_to_its_place() -> None:
     async with a_village() as village:
         bulletin = await village.bulletin("Lũ", klass=BulletinClass.EMERGENCY, unit=PROVINCE)
         request = NewSchedule(
@@ -96,6 +98,21 @@ async def test_an_emergency_may_pass_quiet_hours_if_the_launcher_may() -> None:
         )
         placed = await scheduling.create_schedule(village.desk, HA, request)
         assert (placed.schedule.level, placed.schedule.kind) == (Level.EMERGENCY_UPPER, ScheduleKind.EMERGENCY)
+        assert [notice.code for notice in placed.preview.notices] == ["unapproved_place_waiting", "no_cluster_online"]
+        night = Window(at(3, day=2), at(4, day=2))
+        assert (await outlook.preview_cluster(village.desk, HA, f"c1-{DONG}", night)).segments == ()
+        approval = ApprovePlacement(placed.schedule.id, placed.schedule.placement_hash)
+        with pytest.raises(Invalid, match="proof_missing"):
+            await placements.approve_placement(village.desk, HA, approval)
+        ha = await with_password(village.desk, HA)
+        with pytest.raises(Refused, match="unfit_same_person"):
+            await placements.approve_placement(village.desk, HA, approval, ha.proof())
+        other = await a_person(village.desk, Role.LEADER, PROVINCE)
+        await placements.approve_placement(village.desk, other.actor, approval, other.proof())
+        heard = (await outlook.preview_cluster(village.desk, HA, f"c1-{DONG}", night)).segments
+        assert [one.start for one in heard] == [at(3, 15, day=2)]
+        with pytest.raises(Refused, match="emergency_is_raised"):
+            await playing.play_now(village.desk, HA, PlayNow(PROVINCE, ContentKind.BULLETIN, bulletin))
         with pytest.raises(Refused, match="not_permitted"):
             await scheduling.create_schedule(village.desk, LAN, wanted(bulletin, once(at(3, 15, day=2))))
 

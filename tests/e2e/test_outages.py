@@ -115,7 +115,8 @@ async def test_a_programme_is_heard_cue_by_cue_and_a_restored_backup_is_obeyed(t
         programme = await village.ask("POST", "/programmes", unit_id=COMMUNE, title="Buổi sáng", items=items)
         path = f"/programmes/{programme['id']}"
         made = await village.ask("POST", f"{path}/rendering")
-        await village.ask("POST", f"{path}/approval", content_hash=made["content_hash"])
+        await village.ask("POST", f"{path}/submission", content_hash=made["content_hash"])
+        await village.approve_all()
         rendered = await village.ask("GET", f"/assets/{made['asset_sha256']}/report")
         start = in_seconds(8)
         await village.schedule(programme_id=programme["id"], starts_at=start)

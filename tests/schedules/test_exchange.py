@@ -15,12 +15,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broadcast_server.control import calendars, documents, exchange, library, outlook, scheduling
+from broadcast_server.control import approvals, calendars, documents, exchange, library, outlook, places, scheduling
+from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.exchange import Import, ImportedDocument
 from broadcast_server.domain.clock import Window
 from broadcast_server.domain.errors import BroadcastError, Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import audit
-from broadcast_server.store.words import ContentKind
+from broadcast_server.store.words import ContentKind, Role
+from tests.support.people import a_person
 from tests.support.studio import HummingSpeaker, an_audio_room, with_room
 from tests.support.village import DONG, LAN, NGOC, Village, a_village, at
 
@@ -29,11 +31,14 @@ EXAMPLES = sorted(FOLDER.glob("*.yaml"))
 
 
 @asynccontextmanager
-async def a_studio(tmp_path: Path, *, voice: bool = True) -> AsyncIterator[Village]:
+async def a_studio(tmp_path: Path, *, voice: bool = True, one_person: bool = True) -> AsyncIterator[Village]:
+    """A station of one person, who may approve thông thường of her own, unless told otherwise."""
     speaker = HummingSpeaker() if voice else None
     async with a_village() as village, an_audio_room(tmp_path, speaker=speaker) as room:
         await village.feed("Đài mô phỏng Tỉnh")
         await village.feed("Đài mô phỏng Trung tâm")
+        if one_person:
+            await places.put_policy(village.desk, OPERATOR, DONG, {"self_approval": True})
         yield Village(with_room(village.desk, room))
 
 
@@ -42,6 +47,16 @@ async def take_in(village: Village, text: str, *, folder: Path | None = FOLDER, 
     document, marks = read(text, "lich.yaml")
     request = Import(document, marks, DONG, folder, **({"accept_conflicts": True} | more))
     return await exchange.import_document(village.desk, LAN, request)
+
+
+async def approve_all(village: Village) -> None:
+    """A leader approves what waits: an example's own regulations declare no station of one."""
+    leader = (await a_person(village.desk, Role.LEADER, DONG)).actor
+    found = await approvals.waiting(village.desk, leader)
+    for bulletin, version in found.versions:
+        await approvals.approve_version(village.desk, leader, bulletin.id, version.id, version.content_hash)
+    for row in found.programmes:
+        await approvals.approve_programme(village.desk, leader, row.id, row.content_hash or "")
 
 
 async def given_out(village: Village) -> dict[str, Any]:
@@ -71,6 +86,7 @@ async def test_the_communes_week_comes_in_sounds_and_goes_round(tmp_path: Path) 
         text = (FOLDER / "commune-default.yaml").read_text("utf-8")
         done = await take_in(village, text)
         assert (done.policy, len(done.bulletins), done.programmes, len(done.schedules)) == (True, 3, ["buoi-sang"], 4)
+        await approve_all(village)
         assert [(title, start) for title, start in await heard(village, day=2)] == [
             ("Chương trình phát thanh buổi sáng", at(5, day=2)),
             ("Chương trình phát thanh buổi sáng", at(17, day=2)),
@@ -233,6 +249,7 @@ async def test_the_example_calendar_comes_in(tmp_path: Path) -> None:
 async def test_what_was_changed_by_hand_is_given_out_as_it_sounds(tmp_path: Path) -> None:
     async with a_studio(tmp_path) as village:
         done = await take_in(village, (FOLDER / "commune-default.yaml").read_text("utf-8"))
+        await approve_all(village)
         cancel = scheduling.CancelSchedule(done.schedules["sang"], scheduling.Scope.THIS, at(5, day=2))
         await scheduling.cancel_schedule(village.desk, LAN, cancel)
         moved = scheduling.ScheduleChange(moved_to=at(18, day=2))
@@ -407,3 +424,20 @@ async def test_a_relay_of_an_unknown_feed_is_named(tmp_path: Path) -> None:
             await take_in(village, text)
         assert (refused.value.facts["line"], refused.value.facts["fix"]) == (10, "check_feed_name")
         assert ContentKind.FEED.value == "feed"
+
+
+async def test_what_one_wrote_oneself_waits_for_somebody_else_and_sounds_then(tmp_path: Path) -> None:
+    async with a_studio(tmp_path, one_person=False) as village:
+        chairman = await a_person(village.desk, Role.LEADER, DONG)
+        done = await take_in(village, GOOD)
+        assert done.waiting == ["tin"]
+        assert {notice.code for one in done.previews.values() for notice in one.notices} >= {"unapproved_waiting"}
+        assert await heard(village, day=2) == []
+        out = await given_out(village)
+        assert (await take_in(village, documents.write_yaml(out))).previews == {}
+        ((bulletin, version),) = (await approvals.waiting(village.desk, chairman.actor)).versions
+        with pytest.raises(Refused, match="author_approves"):
+            await approvals.approve_version(village.desk, LAN, bulletin.id, version.id, version.content_hash)
+        await approvals.approve_version(village.desk, chairman.actor, bulletin.id, version.id, version.content_hash)
+        assert await heard(village, day=2) != []
+        assert await given_out(village) == out
