@@ -49,6 +49,8 @@ AUTHORITY_LIFE: Final = timedelta(days=20 * 365)
 SERVER_LIFE: Final = timedelta(days=397)
 """What browsers grant at most."""
 DEVICE_LIFE: Final = timedelta(days=365)
+OWN_LIFE: Final = timedelta(days=5 * 365)
+"""Our own parts' certificates live in memory alone, as long as the process."""
 LIST_LIFE: Final = timedelta(days=60)
 """How long a list of revocations holds; it is written anew every day."""
 LIST_AGE: Final = timedelta(days=1)
@@ -117,6 +119,8 @@ class LocalAuthority:
         self._folder, self._clock, self._chance = folder, clock, chance
         self._reserved = frozenset(reserved)
         self._seen_in_service: set[str] = set()
+        self._register_read: list[Issued] = []
+        self._register_bytes = 0
         self._list_at = datetime.min.replace(tzinfo=UTC)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._locked():
@@ -199,7 +203,7 @@ class LocalAuthority:
         """A client certificate for a part of this server, with a new key."""
         key = self._new_key()
         certificate = self._sign(
-            key.public_key(), name=name, life=DEVICE_LIFE, usage=ExtendedKeyUsageOID.CLIENT_AUTH, names=()
+            key.public_key(), name=name, life=OWN_LIFE, usage=ExtendedKeyUsageOID.CLIENT_AUTH, names=()
         )
         return KeyPair(self._chain(certificate), _key_pem(key))
 
@@ -230,19 +234,24 @@ class LocalAuthority:
     def issued(self) -> list[Issued]:
         """Every node's certificate that has not ended."""
         now = self._clock.now()
+        self._read_register()
+        return [one for one in self._register_read if one.ends_at > now]
+
+    def _read_register(self) -> None:
+        """What was added since it was read last; other processes write it too."""
         try:
-            lines = (self._folder / "issued").read_text(encoding="ascii").splitlines()
+            with (self._folder / "issued").open("rb") as register:
+                register.seek(self._register_bytes)
+                added = register.read()
         except FileNotFoundError:
-            return []
-        told = []
-        for line in lines:
+            return
+        whole = added[: added.rfind(b"\n") + 1]
+        self._register_bytes += len(whole)
+        for line in whole.decode("ascii", "replace").splitlines():
             words = line.split(" ")
-            if len(words) != 5:  # a line that a power cut tore: its certificate was never handed out
-                continue
-            ends_at = datetime.fromisoformat(words[4])
-            if ends_at > now:
-                told.append(Issued(int(words[0], 16), words[1], words[2], datetime.fromisoformat(words[3]), ends_at))
-        return told
+            if len(words) == 5:  # else a power cut tore it: its certificate was never handed out
+                began, ends = datetime.fromisoformat(words[3]), datetime.fromisoformat(words[4])
+                self._register_read.append(Issued(int(words[0], 16), words[1], words[2], began, ends))
 
     def out_of_service(self, in_service: Collection[str]) -> frozenset[Issued]:
         """Certificates of nodes that are not among those in service."""
@@ -356,7 +365,9 @@ class LocalAuthority:
         with self._locked():
             descriptor = os.open(self._folder / "issued", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                os.write(descriptor, f"{line}\n".encode("ascii"))
+                size = os.fstat(descriptor).st_size
+                is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, f"{chr(10) if is_torn else ''}{line}\n".encode("ascii"))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

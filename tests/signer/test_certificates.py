@@ -138,6 +138,8 @@ def test_a_torn_line_of_the_register_is_passed_over(authority: LocalAuthority, t
     with (tmp_path / "authority" / "issued").open("a") as register:
         register.write("1f4a abc")
     assert [one.name for one in authority.issued()] == ["n1"]
+    authority.issue_device(request_of(ed25519.Ed25519PrivateKey.generate()), "n2")
+    assert [one.name for one in authority.issued()] == ["n1", "n2"]
 
 
 async def test_the_servers_certificate_is_kept_until_it_must_be_renewed(
