@@ -45,6 +45,7 @@ GROUPS = {
         "forged_commands",
         "login_attack",
         "malformed_wire",
+        "permissions",
         "push_listener",
         "seeded_defects",
         "hostile_uploads",

@@ -176,7 +176,7 @@ class LiveOpened(LiveShown):
 @router.post("/live", status_code=201)
 @asks(Action.LIVE)
 async def open_live(
-    desk: DeskDep, ingest: IngestDep, actor: ActorDep, form: LiveForm, locale: LocaleDep, response: Response
+    desk: DeskDep, actor: ActorDep, ingest: IngestDep, form: LiveForm, locale: LocaleDep, response: Response
 ) -> LiveOpened:
     """Take the air for a voice. The microphone then sends to `voice`, a WebSocket (`docs/live-voice.md`)."""
     opened = await live.open_live(desk, ingest, actor, form.asked())
@@ -220,14 +220,14 @@ async def get_live(desk: DeskDep, actor: ActorDep, session_id: IdPath) -> LiveSh
 
 @router.post("/live/{session_id}/renew", status_code=204)
 @asks(Action.LIVE)
-async def renew_live(desk: DeskDep, ingest: IngestDep, actor: ActorDep, session_id: IdPath) -> None:
+async def renew_live(desk: DeskDep, actor: ActorDep, ingest: IngestDep, session_id: IdPath) -> None:
     """Keep the session without a word; at least every 5 s while no packet is sent."""
     await live.renew_live(desk, ingest, actor, session_id)
 
 
 @router.post("/live/{session_id}/close")
 @asks(Action.LIVE, Action.STOP)
-async def close_live(desk: DeskDep, ingest: IngestDep, actor: ActorDep, session_id: IdPath) -> LiveShown:
+async def close_live(desk: DeskDep, actor: ActorDep, ingest: IngestDep, session_id: IdPath) -> LiveShown:
     """End it; the air is free at once. Its recording becomes an asset soon after."""
     return LiveShown.of(await live.close_live(desk, ingest, actor, session_id))
 

@@ -245,7 +245,7 @@ async def approve_template(
 
     def look(session: Session) -> None:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row, at=desk.clock.now())
+        _authorize_on(session, actor, Action.EMERGENCY_LAUNCH, row, desk.clock.now())
 
     await desk.store.read(look)
     await proved(desk, actor, proof)
@@ -253,7 +253,7 @@ async def approve_template(
 
     def work(session: Session) -> TemplateView:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_LAUNCH, row, at=now)
+        _authorize_on(session, actor, Action.EMERGENCY_LAUNCH, row, now)
         if not consents.is_enabled(session, actor.user_id):
             raise Refused("not_a_person", fix="name_two_people", login=actor.login)
         given = consents.approvals_of(session, (template_id,))[template_id]
@@ -282,7 +282,7 @@ async def retire_template(desk: Desk, actor: Actor, template_id: str) -> Templat
 
     def work(session: Session) -> TemplateView:
         row = consents.template(session, template_id)
-        access.authorize(session, actor, Action.EMERGENCY_PROPOSE, row, at=now)
+        _authorize_on(session, actor, Action.EMERGENCY_PROPOSE, row, now)
         if row.retired_at is None:
             row.retired_at, row.retired_by = now, actor.login
             session.flush()
@@ -290,6 +290,12 @@ async def retire_template(desk: Desk, actor: Actor, template_id: str) -> Templat
         return _viewed(session, row)
 
     return await desk.store.begin(work)
+
+
+def _authorize_on(session: Session, actor: Actor, action: Action, row: EmergencyTemplateRow, now: datetime) -> None:
+    """`access.authorize` at the template's place; who may use it below may know of it."""
+    around = _around(session, access.scope(session, actor, Action.READ, at=now), now)
+    access.authorize(session, actor, action, row, at=now, seen=around is None or row.unit_id in around)
 
 
 async def get_template(desk: Desk, actor: Actor, template_id: str) -> TemplateView:

@@ -94,6 +94,7 @@ async def grant_role(desk: Desk, actor: Actor, user_id: str, request: NewGrant) 
     grant_id = desk.chance.new_id()
 
     def work(session: Session) -> GrantRow:
+        access.authorize(session, actor, Action.PEOPLE_EDIT, request.unit_id, at=now)  # before a user is looked for
         return _grant(session, actor, _user(session, user_id), request, grant_id, now)
 
     return await desk.store.begin(work)

@@ -498,7 +498,7 @@ def _only_operator(actor: Actor, action: Action) -> None:
 
 def _parent_there(session: Session, parent_id: str) -> None:
     if session.get(UnitRow, parent_id) is None:
-        raise Invalid("unknown_unit", field="parent_id", unit_id=parent_id)
+        raise NotFound("unknown_unit", unit_id=parent_id)  # as one that the actor may not see
 
 
 def _kind_open(session: Session, code: str, on: date, *, field: str) -> None:

@@ -294,6 +294,7 @@ def _enter(
 
 def _to_send(session: Session, actor: Actor, request: NewSending, now: datetime) -> BulletinRow:
     """The bulletin, for who may send it."""
+    access.authorize(session, actor, Action.SEND, request.unit_id, at=now)  # before anything is said of the bulletin
     bulletin = _of_unit(session, request, now)
     _authorize(session, actor, bulletin.klass, request.unit_id, now)
     return bulletin

@@ -86,7 +86,6 @@ async def test_moving_takes_a_right_at_both_ends(desk: Desk):
         (NewUnit("commune", "  ", PROVINCE), "name_invalid", "name"),
         (NewUnit("commune", "Xã\x00", PROVINCE), "name_invalid", "name"),
         (NewUnit("commune", "Xã Lạ", PROVINCE, "a/b+#"), "unit_id_invalid", "id"),
-        (NewUnit("commune", "Xã Lạ", "nowhere"), "unknown_unit", "parent_id"),
     ],
 )
 async def test_a_wrong_place_is_refused_with_its_field(desk: Desk, unit: NewUnit, code: str, field: str):
