@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import httpx
+from starlette.types import ASGIApp, Message
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -150,14 +152,13 @@ async def besiege(tally: Tally, guesses: int, dice: random.Random, *, is_short: 
         over = asyncio.Event()
         taken_ms: dict[str, list[float]] = {"known_browser": [], "new_browser": [], "proof": []}
         queue = iter(_guesses(guesses, staff, leader, dice))
-        clients = [Browser(app, f"10.{number}.0.1") for number in range(ADDRESSES)]
         began = time.perf_counter()
 
         async def attack() -> None:
             for address, body in queue:
-                answer = await clients[address].http.post(f"{API}/session", json=body)
-                told[answer.status_code] += 1
-                tally.wrong("guess", let_in=answer.status_code not in {401, 429}, what=f"{answer.status_code} {body}")
+                status = await _knock(app, f"10.{address}.0.1", body)
+                told[status] += 1
+                tally.wrong("guess", let_in=status not in {401, 429}, what=f"{status} {body}")
 
         async def attackers() -> None:
             await asyncio.gather(*(attack() for _ in range(ATTACKERS)))
@@ -194,7 +195,7 @@ async def besiege(tally: Tally, guesses: int, dice: random.Random, *, is_short: 
         known_ms = await _enumeration(app, [person.login for person in staff[:asked]], dice)
         unknown_ms = await _enumeration(app, [f"khong-co-{number}" for number in range(asked)], dice)
         await reuse_at_once(tally, desk, rounds=3 if is_short else 20)
-        for browser in (*clients, *at_home):
+        for browser in at_home:
             await browser.http.aclose()
         log_ins = taken_ms["known_browser"] + taken_ms["new_browser"]
         return {
@@ -212,6 +213,37 @@ async def besiege(tally: Tally, guesses: int, dice: random.Random, *, is_short: 
             "guess_unknown_login_p50_ms": unknown_ms,
             "hash_ms": _hash_ms(),
         }
+
+
+async def _knock(app: ASGIApp, address: str, body: dict[str, str]) -> int:
+    """A guess straight at the application, for an attacker's own program runs elsewhere; the status it is told."""
+    content = json.dumps(body).encode()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "path": f"{API}/session",
+        "raw_path": f"{API}/session".encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+        "client": (address, 50_000),
+        "server": ("127.0.0.1", 443),
+        "state": {},
+    }
+    status = 0
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+
+    await app(scope, receive, send)
+    return status
 
 
 async def fill_drawers(desk: Desk, staff: list[Person]) -> None:
@@ -558,6 +590,4 @@ def _hash_ms() -> float:
 
 
 if __name__ == "__main__":
-    import json
-
     print(json.dumps(run(), ensure_ascii=False, indent=2))
