@@ -239,9 +239,9 @@ async def _winners(racers: Any) -> int:
 async def copied(folder: Path, tally: Tally, count: int, chance: random.Random) -> float:
     """Copied nodes among honest ones; the longest time until one was flagged, in seconds of virtual time."""
     async with a_room(folder / "room") as room:
-        turns = [await _a_node(room, f"turns-{number}") for number in range(count)]
-        forks = [await _a_node(room, f"forks-{number}") for number in range(count)]
-        honest = [await _a_node(room, f"honest-{number}") for number in range(count)]
+        turns = [await _a_node(room, f"turns-{number}-n") for number in range(count)]
+        forks = [await _a_node(room, f"forks-{number}-n") for number in range(count)]
+        honest = [await _a_node(room, f"honest-{number}-n") for number in range(count)]
         began = {node.node_id: room.clock.monotonic() for node in (*turns, *forks)}
         flagged: dict[str, float] = {}
         due = {node.node_id: began[node.node_id] + chance.uniform(0.5, 8.0) for node in turns}
