@@ -280,6 +280,7 @@ class Firmware:
         self._apart_ns = self._box.clock.now_ns() - self._woke_ns
         if self._memory.clock is not None and self.clock.recall(self._memory.clock, self._box.clock.now_ns()):
             self.marks.woke_ms = self.clock.server_ns(self._box.clock.now_ns()) // MS
+        self._note_past()
         self.past.load(await offload(lambda: self._box.disk.read(PAST_FILE)))
         remembered = self._memory.log_head
         await offload(lambda: self.log.load(remembered))
@@ -382,6 +383,7 @@ class Firmware:
             await self._inbox.wait()
             self._inbox.clear()
             now_ms = self._now_ms()
+            self._note_past()
             if self.dac is None:
                 self._tick_without_output()  # what was decided until now was decided by the plan until now
             batch = dict(self._pending)
@@ -665,6 +667,12 @@ class Firmware:
         if not self.clock.is_known or self.clock.uncertainty_ms(device_ns) > TRUSTED_WITHIN_MS:
             return None
         return self.clock.server_ns(device_ns) // MS
+
+    def _note_past(self) -> None:
+        """Even a time that is too uncertain to act by says what is surely over."""
+        device_ns = self._box.clock.now_ns()
+        if self.clock.is_known:
+            self.gate.past_is(self.clock.server_ns(device_ns) // MS - round(self.clock.uncertainty_ms(device_ns)))
 
     async def _ask_the_time(self) -> None:
         asked, hurry_s = 0, 2 * BURST_EVERY_S

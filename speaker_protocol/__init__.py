@@ -9,5 +9,8 @@ from __future__ import annotations
 FORMAT_VERSION = 1
 """Version of envelope and bodies. The server speaks N and N-1; a node refuses what it does not know."""
 
+EVERYWHERE = "*"
+"""In a delegation, in the place of a unit: every place. No unit has this id, it cannot be a topic's level."""
+
 OLDEST_FORMAT_VERSION = 1
 """The oldest version still understood (N-1 once there is an N > 1)."""

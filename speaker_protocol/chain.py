@@ -30,7 +30,7 @@ from speaker_protocol.topics import ROOT
 
 Statement = DelegationBody | RevocationBody | RevocationListBody
 
-REMEMBERED_AFTER_END_MS: Final = 40 * 24 * 3_600_000
+REMEMBERED_AFTER_END_MS: Final = 10 * 24 * 3_600_000
 """A delegation that is over for so long is forgotten: no clock that is trusted at all is wrong by more."""
 
 

@@ -49,6 +49,7 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from speaker_protocol import EVERYWHERE as EVERYWHERE  # noqa: PLC0414  (part of the vocabulary of scopes)
 from speaker_protocol import FORMAT_VERSION, OLDEST_FORMAT_VERSION
 
 SIGNATURE_BYTES: Final = 64
@@ -56,8 +57,6 @@ KEY_ID_BYTES: Final = 8
 MAX_ENVELOPE_BYTES: Final = 256 * 1024
 CLOCK_TOLERANCE_MS: Final = 120_000
 """How far in the future an issue instant may lie before it is refused (the node's own clock may be late)."""
-EVERYWHERE: Final = "*"
-"""In a delegation, in the place of a unit: every place. No unit has this id, it cannot be a topic's level."""
 
 
 class Kind(IntEnum):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -46,6 +47,7 @@ from broadcast_server.api import (
 )
 from broadcast_server.api.front import UPLOAD_LIMIT_BYTES, Front
 from broadcast_server.api.gate import Router, RouteTold, public
+from broadcast_server.control import signing_keys
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.live import LiveIngest
 from broadcast_server.control.relays import Monitor
@@ -58,11 +60,20 @@ LOCAL_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+class KeyEnding(BaseModel):
+    """A kind of signing key: `authority`, `server`, `time` or `unit`."""
+
+    role: str
+    until: datetime
+
+
 class Readiness(BaseModel):
     """Whether the server can do its work, part by part."""
 
     ready: bool
     parts: dict[str, bool]
+    keys_ending: list[KeyEnding] = []
+    """Signing keys that end soon and have no successor; the server is ready all the same."""
 
 
 class Api(FastAPI):
@@ -181,7 +192,8 @@ def _machine_router(desk: Desk, parts: Callable[[], Mapping[str, bool]], registr
         told = {"store": await _store_answers(desk), **parts()}
         is_ready = all(told.values())
         response.status_code = 200 if is_ready else 503
-        return Readiness(ready=is_ready, parts=told)
+        ending = await _ending_keys(desk) if told["store"] else []
+        return Readiness(ready=is_ready, parts=told, keys_ending=ending)
 
     @router.get("/metrics")
     @public
@@ -190,6 +202,15 @@ def _machine_router(desk: Desk, parts: Callable[[], Mapping[str, bool]], registr
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+async def _ending_keys(desk: Desk) -> list[KeyEnding]:
+    now = desk.clock.now()
+    try:
+        found = await desk.store.read(lambda session: signing_keys.ending(session, now))
+    except Unavailable:
+        return []
+    return [KeyEnding(role=one.role, until=one.until) for one in found]
 
 
 async def _store_answers(desk: Desk) -> bool:

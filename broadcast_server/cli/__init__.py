@@ -13,6 +13,7 @@ from broadcast_server.cli import (
     devices,
     emergencies,
     feeds,
+    keys,
     people,
     places,
     schedules,
@@ -39,6 +40,7 @@ app.add_typer(emergencies.stops, name="stop-all", help="Stop-all (dừng tất c
 app.add_typer(clock.app, name="clock", help="The server's own clock.")
 app.add_typer(certificates.app, name="certificates", help="The local certificate authority.")
 app.add_typer(bundles.app, name="bundle", help="Files carried to communes without a network, and back.")
+app.add_typer(keys.app, name="keys", help="The signing keys: the root, delegations, rotation, revocation.")
 app.add_typer(assets.app, name="assets", help="Audio by its hash.")
 
 

@@ -10,7 +10,11 @@ from typing import Annotated
 import typer
 
 from broadcast_server.cli.office import fail, load_settings, run, tell
+from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.errors import BroadcastError
+from broadcast_server.signer import keys
+from broadcast_server.signer.register import KeyRegister
+from broadcast_server.signer.time_key import TimeKey, time_folder
 from broadcast_server.store import backup as archives
 from broadcast_server.supervise import InlineExecutor, SystemChance, SystemClock
 
@@ -34,12 +38,23 @@ def backup(
     tell(asdict(made), as_json=as_json)
 
 
+def _renew_keys(folder: Path) -> None:
+    """Of the keys in the backup some may have been revoked since; the authority in it makes others."""
+    if not folder.is_dir():
+        return
+    now_ms = to_ms(SystemClock().now())
+    register = KeyRegister(folder, chance=SystemChance())
+    with register.change() as book:
+        keys.renew_after_restore(register, book, now_ms)
+    TimeKey(time_folder(folder), chance=SystemChance()).replace_all(now_ms)
+
+
 def restore(
     archive: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="file that `backup` wrote")],
     force: Annotated[bool, typer.Option(help="replace what is there")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put a backup in place. The server must be stopped; it makes all nodes obey again when it starts."""
+    """Put a backup in place, with signing keys made anew. The server must be stopped; nodes obey it when it starts."""
     settings = load_settings()
     work = archives.restore(
         archive,
@@ -52,6 +67,7 @@ def restore(
     )
     try:
         found = asyncio.run(work)
+        _renew_keys(settings.data_dir / "keys")
     except BroadcastError as error:
         fail(error)
     tell(asdict(found), as_json=as_json)

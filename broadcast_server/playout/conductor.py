@@ -27,12 +27,13 @@ from broadcast_server.mqtt.bus import Bus
 from broadcast_server.playout import wire
 from broadcast_server.playout.configs import StationFacts, node_configs
 from broadcast_server.playout.inbox import Heard
+from broadcast_server.playout.key_watch import KeyWatch
 from broadcast_server.playout.pace import PRODUCTION, Pace
 from broadcast_server.playout.planner import Desired, Fleet, Planner, TargetPlan, Trouble
 from broadcast_server.playout.urgent import UrgentLane
 from broadcast_server.relay.engine import FeedKind, SourceSpec, StreamSpec
 from broadcast_server.signer.port import Signer
-from broadcast_server.store import leases, outbox, plans, relays, reports, sequences
+from broadcast_server.store import facts, leases, outbox, plans, relays, reports, sequences
 from broadcast_server.store.plans import PublishedPlan, Seat
 from broadcast_server.store.session import Session, Store
 from speaker_protocol.rules import SourceKind
@@ -113,7 +114,10 @@ class Conductor:
         """Epoch and number of what is retained now, by topic."""
         self._told_all = 0
         """The epoch in which all that is retained was published once."""
-        self._rl_version = 0
+        self._keys = KeyWatch(store=store, clock=clock)
+        self._keys_word: object = None
+        """The operator's last word that keys were changed."""
+        self._must_say_keys = False
         self._places: tuple[Desired, dict[str, tuple[str, ...]]] | None = None
         self._key_units: frozenset[str] = frozenset()
         self._must_refill = True
@@ -190,6 +194,7 @@ class Conductor:
         now = self._clock.now()
         self._is_refilling, self._must_refill = self._must_refill, False  # a reconnect meanwhile asks for another
         try:
+            await self._look_at_keys()
             await self._urgent.look()
             desired = await self._plan(now)
             if self._is_clock_trusted():
@@ -301,7 +306,7 @@ class Conductor:
             floors[wire.plan_topic(node_id)] = (plan.epoch, plan.sequence)
         floors = {topic: order if order[0] == self._epoch else (self._epoch, 0) for topic, order in floors.items()}
         floors[wire.order_topic(node_id)] = (self._epoch, self._given)
-        return wire.Floors(floors, self._rl_version)
+        return wire.Floors(floors, self._keys.rl_version)
 
     def _path_of(self, desired: Desired, node_id: str) -> tuple[str, ...] | None:
         if self._places is None or self._places[0] is not desired:
@@ -517,15 +522,29 @@ class Conductor:
 
     async def _publish_keys(self, desired: Desired, now: datetime) -> None:
         units = _units_of(desired.fleet)
-        fresh = sorted(units if self._must_renew(desired) else units - self._key_units)
+        must_say_all = self._must_say_keys or self._must_renew(desired)
+        fresh = sorted(units if must_say_all else units - self._key_units)
         if fresh:
             sequence = await self.number()
             for start in range(0, len(fresh), SLICE):
                 part = fresh[start : start + SLICE]
                 told = await wire.key_messages(self._signer, part, now=now, epoch=self._epoch, sequence=sequence)
-                self._rl_version = max(self._rl_version, wire.rl_version(told[0][1]))
+                self._keys.heard(told)
                 await self._publish(told, sequence=sequence)
-        self._key_units = units
+            await self._keys.look()
+        self._key_units, self._must_say_keys = units, False
+
+    async def _look_at_keys(self) -> None:
+        """The operator rotated or revoked a key: nodes are told at once, what a revoked one signed is signed anew."""
+        told = await self._store.read(lambda session: facts.find(session, facts.KEYS_CHANGED)) or {"word": ""}
+        word, self._keys_word = self._keys_word, told["word"]
+        if word is None or word == told["word"]:
+            return
+        log.warning("keys.changed", must_resign=told["must_resign"])
+        self._must_say_keys = True
+        if told["must_resign"]:
+            self._is_refilling = True
+            self._urgent.forget()
 
     def _must_renew(self, desired: Desired) -> bool:
         """Whether all states go out again: the broker may have lost them, or a day is over and their expiry nearer."""

@@ -26,7 +26,7 @@ from broadcast_server.logs import get_logger
 from broadcast_server.signer.port import Sealer, Signer, SignRequest
 from broadcast_server.store.audit import Anchor
 from speaker_protocol import brief, messages, topics
-from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, parse
+from speaker_protocol.signing import EnvelopeRefused, KeyRing, Kind, key_id_of, parse
 
 log = get_logger()
 
@@ -659,10 +659,38 @@ def plan_topic(node_id: str) -> str:
     return str(topics.NodePlan(node_id))
 
 
-def rl_version(payload: bytes) -> int:
-    """The highest version of a list of revocations in a payload of ours for `unit/{u}/keys`; 0: none."""
-    said = (messages.decode_key_statement(parse(raw).body) for raw in messages.split_keys(payload))
-    return max((one.rl_ver for one in said if isinstance(one, messages.RevocationListBody)), default=0)
+@dataclass(frozen=True, slots=True)
+class KeyTold:
+    """One delegation of ours, as nodes are told it."""
+
+    key_id: str
+    role: str
+    """`authority`, `server`, `time` or `unit`."""
+    unit: str
+    until: datetime
+
+
+def keys_told(payload: bytes) -> tuple[tuple[KeyTold, ...], int]:
+    """The delegations in a payload of ours for `unit/{u}/keys`, and the highest version of a list of revocations."""
+    said = [_statement_told(raw) for raw in messages.split_keys(payload)]
+    return tuple(one for one in said if isinstance(one, KeyTold)), max(
+        (one for one in said if isinstance(one, int)), default=0
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _statement_told(raw: bytes) -> KeyTold | int:
+    said = messages.decode_key_statement(parse(raw).body)
+    match said:
+        case messages.DelegationBody():
+            roles = {Kind.KEYS.name: "authority", Kind.ACK.name: "time", Kind.HEAD.name: "server"}
+            role = next((role for kind, role in roles.items() if kind in said.may), "unit")
+            key_id = key_id_of(bytes.fromhex(said.public_key)).hex()
+            return KeyTold(key_id, role, said.unit, from_ms(said.valid_until_ms))
+        case messages.RevocationListBody():
+            return said.rl_ver
+        case _:
+            return 0
 
 
 def _ns(instant: datetime) -> int:

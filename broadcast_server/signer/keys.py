@@ -55,6 +55,8 @@ LIST_LIFE_MS: Final = 3_650 * DAY_MS
 BEFORE_CHAINS_MS: Final = 400 * DAY_MS
 """How long the root's delegations of earlier versions live: a revocation is told so long."""
 TEND_EVERY_MS: Final = 3_600_000
+LEAP: Final = 1_000
+"""How far the version of the list of revocations leaps when a backup is put in place: above what nodes have seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class FileSigner:
         self._seen: Book | None = None
         self._by_unit: dict[str, list[KeyEntry]] = {}
         self._tended: tuple[int, int, frozenset[str]] | None = None
-        self._common: tuple[tuple[int, int, int, int], tuple[bytes, ...]] | None = None
+        self._common: tuple[tuple[int, str, int, int, int], tuple[bytes, ...]] | None = None
 
     def root_public(self) -> bytes:
         """The raw public root key that nodes are enrolled with."""
@@ -148,8 +150,9 @@ class FileSigner:
         """What is said under one unit: what the root signed, the lists of revocations, and the keys that may speak."""
         self._tend(issued_ms)
         book = self._book()
-        common = self._common_statements(book, issued_ms, epoch, sequence)
-        authority = authority_at(book, issued_ms)
+        authorities = authorities_over(book, issued_ms, self._path_of(unit))
+        authority = authorities[-1] if authorities else None
+        common = self._common_statements(book, authorities, issued_ms, epoch, sequence)
         own = [key for key in self._by_unit.get(unit, ()) if _is_told(book, key, issued_ms)]
         return (
             *common,
@@ -177,16 +180,18 @@ class FileSigner:
 
     # -- what is said of keys
 
-    def _common_statements(self, book: Book, issued_ms: int, epoch: int, sequence: int) -> tuple[bytes, ...]:
-        """What is the same under every unit, signed once."""
-        named = (book.version, issued_ms, epoch, sequence)
+    def _common_statements(
+        self, book: Book, authorities: Sequence[KeyEntry], issued_ms: int, epoch: int, sequence: int
+    ) -> tuple[bytes, ...]:
+        """What is the same under every unit of these authorities, signed once."""
+        named = (book.version, "".join(key.key_id for key in authorities), issued_ms, epoch, sequence)
+        authority = authorities[-1] if authorities else None
         if self._common is None or self._common[0] != named:
-            authority = authority_at(book, issued_ms)
             speakers = [*book.of(KeyRole.SERVER), *book.of(KeyRole.TIME)]
             self._common = (
                 named,
                 (
-                    *(bytes.fromhex(key.certificate or "") for key in authorities_at(book, issued_ms)),
+                    *(bytes.fromhex(key.certificate or "") for key in authorities),
                     *(bytes.fromhex(raw) for _, raw in sorted(book.lists.items())),
                     *(
                         self._delegation(authority, key, issued_ms, epoch, sequence)
@@ -254,7 +259,7 @@ def _is_told(book: Book, key: KeyEntry, now_ms: int) -> bool:
 
 
 def authorities_at(book: Book, now_ms: int) -> list[KeyEntry]:
-    """The authorities the root signed that are neither over nor revoked, the one that ends last at the end."""
+    """The authorities the root signed that are neither over nor revoked, the newest last."""
     found = [
         key
         for key in book.of(KeyRole.AUTHORITY)
@@ -262,13 +267,21 @@ def authorities_at(book: Book, now_ms: int) -> list[KeyEntry]:
         and key.made_ms - EARLIER_MS <= now_ms < key.until_ms
         and key.key_id not in book.revoked
     ]
-    return sorted(found, key=lambda key: (key.until_ms, key.key_id))
+    return sorted(found, key=lambda key: (key.made_ms, key.key_id))
 
 
 def authority_at(book: Book, now_ms: int) -> KeyEntry | None:
     """The one that delegates now."""
     found = authorities_at(book, now_ms)
     return found[-1] if found else None
+
+
+def authorities_over(book: Book, now_ms: int, path: Sequence[str]) -> list[KeyEntry]:
+    """Those that may delegate for a place (`path`: it and those above it), the newest last.
+
+    What an older one delegated is good until it ends.
+    """
+    return [key for key in authorities_at(book, now_ms) if key.unit == EVERYWHERE or key.unit in path]
 
 
 # -- changes of the register -----------------------------------------------------------------------------------------
@@ -389,14 +402,40 @@ def revoke(register: KeyRegister, book: Book, key_id: str, *, at_ms: int, now_ms
     until_ms = max(key.until_ms, at_ms)
     book.revoked[key_id] = Revoked(key_id, key.role, key.unit, at_ms, until_ms, reason)
     book.rl_ver += 1
-    if key.role is KeyRole.AUTHORITY:
-        tend(register, book, (), now_ms)
-    elif key.role is not KeyRole.TIME and not [
-        other for other in book.of(key.role, key.unit) if other.key_id not in book.revoked
-    ]:
-        succeed(register, book, key, now_ms)
+    replace_revoked(register, book, key_id, now_ms)
     sign_lists(register, book, now_ms)
     return key
+
+
+def is_of_the_roots_making(key: KeyEntry) -> bool:
+    """Whether an earlier version had the root itself delegate this key, which only the root can take back."""
+    return key.file is not None and "@" not in key.file
+
+
+def replace_revoked(register: KeyRegister, book: Book, key_id: str, now_ms: int) -> None:
+    """What a key that is revoked was for has another at once, where this machine can make it."""
+    key = book.keys.get(key_id)
+    if key is None or key.role is KeyRole.TIME:
+        return
+    if key.role is KeyRole.AUTHORITY:
+        tend(register, book, (), now_ms)
+    elif all(other.key_id in book.revoked for other in book.of(key.role, key.unit)):
+        succeed(register, book, key, now_ms)
+
+
+def renew_after_restore(register: KeyRegister, book: Book, now_ms: int) -> int:
+    """The keys of a backup may have been replaced or revoked since it was made: others take their place. How many.
+
+    Authorities stay, for they cannot be made without the root: one that was revoked since is refused by the nodes.
+    """
+    old = [*book.of(KeyRole.UNIT), *book.of(KeyRole.SERVER)]
+    for role, unit in sorted({(key.role, key.unit) for key in old}):
+        register.make(book, role, unit)
+    for key in [*old, *book.of(KeyRole.TIME)]:
+        register.drop(book, key)
+    book.rl_ver += LEAP
+    sign_lists(register, book, now_ms)
+    return len(old)
 
 
 def rotate(register: KeyRegister, book: Book, role: KeyRole, unit: str, now_ms: int) -> KeyEntry:

@@ -123,6 +123,11 @@ class KeyRegister:
     # -- the register
 
     @property
+    def chance(self) -> Chance:
+        """Where keys come from."""
+        return self._chance
+
+    @property
     def book(self) -> Book:
         """As it is on the disk now. To be read only. Raises `Corrupt`."""
         path = self.folder / REGISTER

@@ -107,6 +107,13 @@ class TimeKey:
         for ending in ("key", "pub"):
             (self._folder / f"time@{key_id}.{ending}").unlink(missing_ok=True)
 
+    def replace_all(self, now_ms: int) -> None:
+        """Another key in the place of all: those of a backup may have been replaced or revoked since it was made."""
+        for held in self._held:
+            self.drop(held.key_id)
+        self.make(now_ms)
+        self._load()
+
     def _tell(self, key_id: str, public: str, made_ms: int) -> None:
         path = self._folder / f"time@{key_id}.pub"
         write_secret(path, json.dumps({"public": public, "made_ms": made_ms}).encode())

@@ -5,7 +5,7 @@ Written at start by whoever builds the process; read in the same transaction as 
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
@@ -21,6 +21,14 @@ PUBLIC_URL: Final = "public_url"
 """`{url}`: the HTTP origin as nodes and people reach it, without a slash at the end."""
 INGEST: Final = "ingest"
 """`{host, port, tls}`: where stations push."""
+KEYS_CHANGED: Final = "keys_changed"
+"""`{word, must_resign}`: the operator changed the signing keys; `word` differs each time. `must_resign`: what is
+retained was signed by a key that is revoked.
+"""
+KEYS_HELD: Final = "keys_held"
+"""`{rl_version, ends: {role: {until_ms, unit}}}`: what was last said of keys, and which ends first of each role."""
+KEYS_TOLD: Final = "keys_told"
+"""`{key_ids}`: every key nodes were told of, so that a new one is written down once."""
 CLOCK_TRUST: Final = "clock_trust"
 """`{word, by, reason, audit}`: the operator's last word that the machine's clock is right; `word` differs each time."""
 DEMO: Final = "demo"
@@ -29,6 +37,11 @@ AUDIT_ANCHOR: Final = "audit_anchor"
 """`{sequence, hash, at}`: the last head of the audit log that was given to witnesses."""
 AUDIT_CONTRADICTED: Final = "audit_contradicted"
 """`{open, answered: [[sequence, hash]]}`: what nodes hold and the audit log does not; the operator answers."""
+
+
+def keys_end_soon(role: str) -> timedelta:
+    """How long before its end a key of this role is warned of: an authority takes a person and the root's machine."""
+    return timedelta(days=21 if role == "authority" else 7)
 
 
 def put(session: Session, name: str, value: dict[str, Any], *, now: datetime) -> None:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 from collections.abc import Collection, Sequence
 from datetime import date, datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -176,6 +176,16 @@ def live_nodes_of_clusters(session: Session, cluster_ids: Collection[str]) -> di
     for row in sorted(nodes_in_service(session, cluster_ids), key=lambda row: (_DRIVES.index(row.state), row.id)):
         found.setdefault(row.cluster_id, row)
     return found
+
+
+def words(session: Session) -> dict[str, dict[str, Any]]:
+    """The last word of every node that is not retired, as it said it."""
+    found = session.execute(
+        select(NodeStatusRow.node_id, NodeStatusRow.body)
+        .join(NodeRow, NodeRow.id == NodeStatusRow.node_id)
+        .where(NodeRow.retired_at.is_(None))
+    )
+    return dict(found.tuples().all())
 
 
 def statuses_of(session: Session, node_ids: Collection[str]) -> dict[str, NodeStatusRow]:
