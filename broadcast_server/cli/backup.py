@@ -38,7 +38,7 @@ def backup(
     tell(asdict(made), as_json=as_json)
 
 
-def _renew_keys(folder: Path) -> None:
+def _renew_keys(folder: Path, answering: Path) -> None:
     """Of the keys in the backup some may have been revoked since; the authority in it makes others."""
     if not folder.is_dir():
         return
@@ -46,7 +46,7 @@ def _renew_keys(folder: Path) -> None:
     register = KeyRegister(folder, chance=SystemChance())
     with register.change() as book:
         keys.renew_after_restore(register, book, now_ms)
-    TimeKey(time_folder(folder), chance=SystemChance()).replace_all(now_ms)
+    TimeKey(answering, chance=SystemChance()).replace_all(now_ms)
 
 
 def restore(
@@ -67,7 +67,7 @@ def restore(
     )
     try:
         found = asyncio.run(work)
-        _renew_keys(settings.data_dir / "keys")
+        _renew_keys(settings.keys_dir, time_folder(settings.data_dir / "keys"))
     except BroadcastError as error:
         fail(error)
     tell(asdict(found), as_json=as_json)

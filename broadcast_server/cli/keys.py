@@ -52,7 +52,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What keys there are, until when, and what nodes know of them."""
-    folder = load_settings().data_dir / "keys"
+    folder = load_settings().keys_dir
 
     async def errand(desk: Desk) -> dict[str, Any]:
         if not folder.is_dir():
@@ -73,7 +73,7 @@ def show(
 @app.command("revocations")
 def revocations(as_json: Json = False) -> None:
     """Every key that is revoked, with the reason."""
-    folder = load_settings().data_dir / "keys"
+    folder = load_settings().keys_dir
 
     async def errand(desk: Desk) -> list[dict[str, Any]]:
         lines = KeyRegister(folder, chance=desk.chance).book.revoked.values()
@@ -152,7 +152,7 @@ def _act(
     must_resign: Callable[[Mapping[str, Any]], bool] = lambda _: False,
 ) -> dict[str, Any]:
     """Change the register, between two rows of the audit log."""
-    folder = load_settings().data_dir / "keys"
+    folder = load_settings().keys_dir
 
     async def errand(desk: Desk) -> dict[str, Any]:
         now_ms = to_ms(desk.clock.now())

@@ -137,15 +137,21 @@ class Inbox:
             self.answered += 1
 
     async def _tell_floors(self, node_id: str, question: wire.TimeQuestion) -> None:
-        """A node that lost its memory is told below what it must not obey, whatever is thought of our clock."""
+        payload = await self.floors_for(node_id, question)
+        if payload is not None:
+            self._bus.publish_nowait(wire.ack_topic(node_id), payload)
+            log.info("inbox.floors_told", node_id=node_id)
+
+    async def floors_for(self, node_id: str, question: wire.TimeQuestion) -> bytes | None:
+        """What a node that lost its memory is answered, whatever is thought of our clock; None if it did not ask, or
+        nothing is known here.
+        """
         floors = self._floors(node_id) if question.resync else None
         if floors is None:
-            return
-        payload = await wire.floors_answer(
+            return None
+        return await wire.floors_answer(
             self._answers, node_id, question, floors, now=self._clock.now(), epoch=self._epoch()
         )
-        self._bus.publish_nowait(wire.ack_topic(node_id), payload)
-        log.info("inbox.floors_told", node_id=node_id)
 
     async def flush(self) -> None:
         """Commit what has come in so far and acknowledge it. While the store is away it is kept for the next time."""
