@@ -155,8 +155,11 @@ async def test_beyond_this_machine_nothing_is_opened_without_tls_or_named_networ
     host: str, networks: tuple[ipaddress.IPv4Network, ...]
 ) -> None:
     entrance = Entrance(None, rules=Rules(networks=networks), room=QUICK, clock=SystemClock())  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="listener_without_tls"):
-        await entrance.open(host, 0)
+    try:
+        with pytest.raises(Refused, match="listener_without_tls"):
+            await entrance.open(host, 0)
+    finally:
+        await entrance.close()
 
 
 async def test_a_port_that_is_taken_is_named() -> None:
