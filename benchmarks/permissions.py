@@ -207,6 +207,20 @@ ROUTES: Final[Mapping[str, Way]] = {
     "PUT /bulletins/{bulletin_id}/audio/{language}": _way(
         "compose write_short", raw=b"x", kind="application/octet-stream"
     ),
+    "GET /approvals": _way("read", query="unit={units}"),
+    "GET /bulletins/{bulletin_id}/stages": _way("read"),
+    "POST /bulletins/{bulletin_id}/versions/{version_id}/submission": _way(
+        "compose write_short", {"content_hash": _HASH}
+    ),
+    "POST /bulletins/{bulletin_id}/versions/{version_id}/withdrawal": _way("compose write_short"),
+    "POST /bulletins/{bulletin_id}/versions/{version_id}/rejection": _way(
+        "approve", {"content_hash": _HASH, "reason": "sai"}
+    ),
+    "POST /programmes/{programme_id}/submission": _way("compose", {"content_hash": _HASH}),
+    "POST /programmes/{programme_id}/withdrawal": _way("compose"),
+    "POST /programmes/{programme_id}/rejection": _way("approve", {"content_hash": _HASH, "reason": "sai"}),
+    "POST /schedules/{schedule_id}/approval": _way("approve", {"placement_hash": _HASH, "content_hash": _HASH}),
+    "POST /schedules/{schedule_id}/rejection": _way("approve", {"placement_hash": _HASH, "reason": "sai"}),
     "POST /bulletins/{bulletin_id}/versions/{version_id}/approval": _way("approve", {"content_hash": _HASH}),
     "POST /bulletins/{bulletin_id}/versions/{version_id}/recall": _way("approve"),
     "POST /bulletins/{bulletin_id}/recall": _way("approve"),
