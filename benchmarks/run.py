@@ -49,6 +49,7 @@ GROUPS = {
         "push_listener",
         "seeded_defects",
         "hostile_uploads",
+        "two_person",
     ),
 }
 """Benchmarks that answer one question together; a group's name stands for all of them."""
