@@ -1,6 +1,7 @@
 """What a route asks for by its annotations: the desk, who acts, in which language, which version is meant.
 
 The desk lies in `request.state`, put there by the front of the application; a route never reaches for anything global.
+All of these are coroutines although none waits: the framework sends a plain function to a thread, at every request.
 
 Who acts is told by a bearer token in the header, or by the cookie of a sign-in. A maintainer must not break: (1) a
 header is what counts where there is one, and a cookie is never read as a token nor a token as a cookie; (2) a cookie
@@ -39,7 +40,7 @@ _cookie = APIKeyCookie(
 )
 
 
-def _desk(request: Request) -> Desk:
+async def _desk(request: Request) -> Desk:
     return cast("Desk", request.state.desk)
 
 
@@ -47,7 +48,7 @@ DeskDep = Annotated[Desk, Depends(_desk)]
 """What every verb of `control` takes first."""
 
 
-def _monitor(request: Request) -> Monitor | None:
+async def _monitor(request: Request) -> Monitor | None:
     return cast("Monitor | None", request.state.monitor)
 
 
@@ -169,7 +170,7 @@ OwnerDep = Annotated[Actor, Depends(_owner)]
 """The same on one's own account: also who has a first password to change or codes to set up."""
 
 
-def _locale(request: Request) -> Locale:
+async def _locale(request: Request) -> Locale:
     return catalogue.locale_of(request.headers.get("accept-language"))
 
 
@@ -185,7 +186,7 @@ def set_etag(response: Response, version: int) -> None:
     response.headers["ETag"] = f'"{version}"'
 
 
-def _if_match(
+async def _if_match(
     if_match: Annotated[
         str | None, Header(description="ETag of the version you saw; refused with 412 when it has changed since")
     ] = None,

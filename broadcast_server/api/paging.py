@@ -68,7 +68,7 @@ def decode(cursor: str) -> str:
     return key
 
 
-def _paging(
+async def _paging(
     cursor: Annotated[str | None, Query(max_length=1_000, description="`next` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
 ) -> Paging:
