@@ -8,7 +8,7 @@ asks again is judged by the rows of that moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Final
@@ -20,7 +20,7 @@ from broadcast_server.domain.policy import StationPolicy
 from broadcast_server.signer import checks
 from broadcast_server.signer.checks import BodyVerdict, Fault, NodeFacts
 from broadcast_server.signer.port import SignRequest
-from broadcast_server.store import library, places, plans, schedules, stations
+from broadcast_server.store import approvals, library, places, plans, schedules, stations
 from broadcast_server.store.plans import Seat
 from broadcast_server.store.schedules import ScheduledEntry
 from broadcast_server.store.session import Session
@@ -270,11 +270,17 @@ def _entries(
     found = schedules.Expander().load(session, window, now, schedule_ids=wanted)
     bulletins = {entry.content_id for entry in found if entry.content_kind is ContentKind.BULLETIN}
     classes = library.classes_of(session, bulletins)
-    ceilings = {
-        entry.id: classes[entry.content_id] if entry.content_kind is ContentKind.BULLETIN else _ABOVE_ALL_BUT_EMERGENCY
-        for entry in found
-    }
+    recorded = {(entry.content_kind, entry.content_id, entry.language) for entry in found if entry.asset is not None}
+    own = approvals.approved_by_their_writers(session, recorded)
+    ceilings = {entry.id: _ceiling(entry, classes, own) for entry in found}
     return {entry.id: entry for entry in found}, ceilings
+
+
+def _ceiling(entry: ScheduledEntry, classes: Mapping[str, BulletinClass], own: Collection[str]) -> BulletinClass:
+    """The highest class the content is approved for; a station may let writers approve what is thông thường alone."""
+    if entry.content_id in own:
+        return BulletinClass.NORMAL
+    return classes[entry.content_id] if entry.content_kind is ContentKind.BULLETIN else _ABOVE_ALL_BUT_EMERGENCY
 
 
 def _config_fault(fleet: Fleet, request: SignRequest) -> Refused | None:

@@ -6,7 +6,7 @@ A maintainer must not break: steps are added and never changed; people are known
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import date, datetime
 
 from sqlalchemy import ColumnElement, func, or_, select
@@ -79,6 +79,45 @@ def writers(session: Session, kind: StepOf, subject_id: str) -> frozenset[str]:
         elif one.step is Step.WRITE:
             people.add(one.user_id)
     return frozenset(people)
+
+
+def approved_by_their_writers(session: Session, contents: Collection[tuple[ContentKind, str, str]]) -> set[str]:
+    """Of `(kind, id, language)`, the ids of those whose wording in force was approved by who wrote it.
+
+    What has no steps came by no verb and says nothing.
+    """
+    bulletins = {content_id for kind, content_id, _ in contents if kind is ContentKind.BULLETIN}
+    newest: dict[tuple[str, str], str] = {}
+    for bulletin_id, language, version_id in session.execute(
+        select(BulletinVersionRow.bulletin_id, BulletinVersionRow.language, BulletinVersionRow.id)
+        .where(BulletinVersionRow.bulletin_id.in_(bulletins), BulletinVersionRow.state == VersionState.APPROVED)
+        .order_by(BulletinVersionRow.number)
+    ):
+        newest[bulletin_id, language] = version_id
+    versions = {
+        newest[content_id, language]: content_id
+        for kind, content_id, language in contents
+        if kind is ContentKind.BULLETIN and (content_id, language) in newest
+    }
+    programmes = {content_id: content_id for kind, content_id, _ in contents if kind is ContentKind.PROGRAMME}
+    found: set[str] = set()
+    for step_of, subjects in ((StepOf.VERSION, versions), (StepOf.PROGRAMME, programmes)):
+        for subject_id, steps in steps_of(session, step_of, subjects).items():
+            if _is_own(steps):
+                found.add(subjects[subject_id])
+    return found
+
+
+def _is_own(steps: Sequence[ApprovalStepRow]) -> bool:
+    """Whether the last approval was given by one of those who wrote since the one before it."""
+    people: set[str] = set()
+    is_own = False
+    for one in steps:
+        if one.step is Step.APPROVE:
+            is_own, people = one.user_id in people, set()
+        elif one.step is Step.WRITE:
+            people.add(one.user_id)
+    return is_own
 
 
 def hash_of_placement(row: ScheduleRow, targets: Collection[Target]) -> str:

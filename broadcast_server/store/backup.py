@@ -32,10 +32,13 @@ from sqlalchemy.engine import URL
 
 from broadcast_server.domain.clock import Chance, Clock
 from broadcast_server.domain.errors import Conflict, Corrupt, Unavailable
+from broadcast_server.logs import get_logger
 from broadcast_server.store import audit, facts, leases, migrations
 from broadcast_server.store.session import Session, Store, engine_url, opened
 from broadcast_server.store.tables import AssetRow, LeaseRow
 from broadcast_server.supervise import Executor
+
+log = get_logger()
 
 FORMAT: Final = 1
 EPOCH_LEAP: Final = 100_000
@@ -198,6 +201,9 @@ def _run_postgres(url: URL, program: str, arguments: list[str]) -> None:
 
 
 def _kept_files(data_dir: Path, url: URL) -> Iterator[tuple[Path, str]]:
+    keys = data_dir / "keys"
+    if not keys.exists() or not os.access(keys, os.R_OK | os.X_OK):
+        log.warning("backup.without_keys", keys=str(keys))  # they are the signer's alone, or lie elsewhere
     database = Path(url.database or "").name if url.get_backend_name() == "sqlite" else None
     for path in sorted(data_dir.rglob("*")):
         name = path.relative_to(data_dir)

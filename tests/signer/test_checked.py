@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from broadcast_server.control import emergency, fleet, library, scheduling
+from broadcast_server.control import approvals as approving
+from broadcast_server.control import emergency, fleet, scheduling
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.emergency import Message, NewEmergency
 from broadcast_server.control.fleet import Order, OrderVerb
-from broadcast_server.control.scheduling import CancelSchedule, Scope
+from broadcast_server.control.scheduling import CancelSchedule, NewSchedule, Scope
 from broadcast_server.domain.clock import to_ms
 from broadcast_server.domain.consent import ConsentRole
 from broadcast_server.domain.errors import Refused, Unavailable
@@ -25,12 +26,12 @@ from broadcast_server.signer.checked import CheckedSigner
 from broadcast_server.signer.keys import FileSigner
 from broadcast_server.signer.limits import Limits
 from broadcast_server.signer.port import SignRequest
-from broadcast_server.store import audit, emergencies, leases, sequences
+from broadcast_server.store import approvals, audit, emergencies, leases, sequences
 from broadcast_server.store.journal import Journal
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AlertRow, AuditRow, EmergencyRow, PolicyRow, ScheduleRow
 from broadcast_server.store.tables_approval import EmergencyConsentRow
-from broadcast_server.store.words import EmergencyMode
+from broadcast_server.store.words import ContentKind, EmergencyMode, Step, StepOf
 from speaker_protocol import messages as wire
 from speaker_protocol.rules import BulletinClass, Level
 from speaker_protocol.signing import Kind
@@ -82,7 +83,7 @@ class Thief:
         node: str = NODE,
         of: str = NODE,
         unit: str = DONG,
-        more: Sequence[wire.PlanSegment] = (),
+        assets: Sequence[wire.PlanAsset] = (),
         **facts: Any,
     ) -> SignRequest:
         """The plan that the server made for `of`, changed, for `node`."""
@@ -90,7 +91,7 @@ class Thief:
         assert desired is not None
         target = next(one for one in desired.targets if of in {seat.node_id for seat in one.seats})
         honest = wire.open_plan_body(wire.plan_head(target.packed, valid_from_ms=0, valid_until_ms=1), target.packed)
-        body = wire.PlanBody(segments=(*map(change, honest.segments), *more), assets=honest.assets)
+        body = wire.PlanBody(segments=tuple(map(change, honest.segments)), assets=(*honest.assets, *assets))
         packed = wire.pack_plan_body(body)
         until_ms = to_ms(desired.window.end)
         head = wire.plan_head(packed, valid_from_ms=to_ms(desired.window.start), valid_until_ms=until_ms)
@@ -183,7 +184,7 @@ async def test_a_bulletin_that_was_recalled_a_second_ago(room: Room):
     thief = Thief(room)
     before = await thief.plan()
     assert await thief.ask(before) == ["signed"]
-    await library.recall(room.village.desk, LAN, await content_of(room, schedule))
+    await approving.recall(room.village.desk, LAN, await content_of(room, schedule))
     await room.clock.advance(1.1)
 
     assert await thief.ask(before) == ["signer_segments_refused"]
@@ -255,6 +256,14 @@ async def test_a_body_that_is_not_what_its_head_says_or_is_missing(room: Room):
     assert await thief.ask(await thief.request(Kind.PLAN, DONG, NODE, b"{")) == ["signer_unreadable"]
 
 
+async def test_a_file_that_nothing_of_the_plan_sounds(room: Room):
+    await morning(room)
+    thief = Thief(room)
+    extra = wire.PlanAsset(sha256="f" * 64, size_bytes=9_000_000, duration_ms=1_000)
+
+    assert await thief.why(await thief.plan(assets=(extra,))) == {"signer_asset_unknown"}
+
+
 async def test_one_bad_plan_takes_nothing_from_the_others(room: Room):
     await morning(room)
     thief = Thief(room)
@@ -265,6 +274,30 @@ async def test_one_bad_plan_takes_nothing_from_the_others(room: Room):
         "signer_segments_refused",
         "signed",
     ]
+
+
+async def test_a_priority_bulletin_that_its_writer_approved_alone(room: Room):
+    bulletin = await room.village.bulletin("Lệnh sơ tán", klass=BulletinClass.PRIORITY)
+    placed = await scheduling.create_schedule(
+        room.village.desk,
+        OPERATOR,
+        NewSchedule(unit_id=DONG, content_kind=ContentKind.BULLETIN, content_id=bulletin, rule=daily("07:00")),
+    )
+    await room.turn()
+    thief = Thief(room)
+    before = await thief.plan()
+    assert await thief.ask(before) == ["signed"]
+
+    def alone(session: Session) -> None:
+        for step in (Step.WRITE, Step.APPROVE):
+            told = {"user_id": "user-lan", "login": "lan", "at": room.clock.now()}
+            approvals.add_step(session, StepOf.VERSION, f"v{bulletin[1:]}", step, **told)
+
+    await room.store.begin(alone)
+    await room.clock.advance(1.1)
+
+    assert placed.schedule.klass is BulletinClass.PRIORITY
+    assert await thief.why(before) == {"signer_class_above_approval"}
 
 
 # -- order in time ----------------------------------------------------------------------------------------------------
