@@ -163,7 +163,7 @@ async def confirm_totp(desk: Desk, actor: Actor, code: str) -> Renewed:
         accounts.put_recovery_codes(session, user.id, [_bare(code) for code in codes])
         return replace(_renewed(session, actor, user, "totp.set_up", cookie, now), recovery_codes=codes)
 
-    return _or_raise(await desk.store.begin(work))
+    return _or_raise(await desk.store.begin(work, ring=False))
 
 
 async def renew_recovery_codes(desk: Desk, actor: Actor, proof: Proof) -> tuple[str, ...]:
@@ -289,7 +289,9 @@ async def _at_the_door(
 
     await desk.store.read(look)
     stored = await judged(desk, password, [bucket], find, who=bucket.name, lane=Lane.KNOWN)
-    return _or_raise(await desk.store.begin(work))
+    if is_for_weight:
+        return _or_raise(await desk.urgent(work, ring=False))
+    return _or_raise(await desk.store.begin(work, ring=False))
 
 
 def _bucket(actor: Actor) -> Bucket:

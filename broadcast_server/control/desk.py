@@ -68,14 +68,14 @@ class Desk:
     journal: Journal | None = None
     """Takes down what `urgent` did while the audit log could not be written."""
 
-    async def urgent(self, work: Callable[[Session], T]) -> T:
+    async def urgent(self, work: Callable[[Session], T], *, ring: bool = True) -> T:
         """`store.begin` for a warning, a silencing or their ends: what must not wait for the audit log.
 
         Where the log cannot be written `work` is run again, and its rows are in the journal, on the disk, before the
         change is committed. Raises `Unavailable("audit_unwritable" | "journal_unwritable")` where neither can be.
         """
         try:
-            return await self.store.begin(work)
+            return await self.store.begin(work, ring=ring)
         except Unavailable as away:
             if away.code != "audit_unwritable" or self.journal is None:
                 raise
@@ -89,4 +89,4 @@ class Desk:
             journal.write(rows, now=self.clock.now())
             return result
 
-        return await self.store.begin(journaled)
+        return await self.store.begin(journaled, ring=ring)

@@ -138,7 +138,8 @@ async def log_in(desk: Desk, request: LogIn) -> LoggedIn:
         _audit(session, user.login, "sign_in.open", user.id, now, detail)
         return LoggedIn(_signed_in(user, row, credential, cookie), cookie, device)
 
-    found = await desk.store.begin(settle)
+    # urgent, because an emergency may wait for it; and the engine room has nothing to look for
+    found = await desk.urgent(settle, ring=False)
     if isinstance(found, Refused):
         raise found
     return found

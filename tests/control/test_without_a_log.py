@@ -11,9 +11,11 @@ import pytest_asyncio
 
 from broadcast_server.control import auditing, emergency, places
 from broadcast_server.control.access import OPERATOR
+from broadcast_server.control.accounts import Proof, prove
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.emergency import Message, NewEmergency
-from broadcast_server.domain.errors import Unavailable
+from broadcast_server.control.sign_in import LogIn, log_in
+from broadcast_server.domain.errors import Refused, Unavailable
 from broadcast_server.store import audit
 from broadcast_server.store.journal import Journal
 from broadcast_server.store.words import EmergencyMode, EmergencyState
@@ -68,3 +70,20 @@ async def test_a_flood_is_warned_of_and_ended_while_the_log_is_shut(desk: Desk, 
         "stop_all.set",
     ]
     assert await desk.store.read(audit.verify) is None
+
+
+async def test_who_must_warn_still_logs_in_while_the_log_is_shut(desk: Desk, duo: Duo):
+    before = await verbs(desk)
+    shut(desk.store)
+    proof = duo.first.proof()
+    entered = await log_in(desk, LogIn(duo.first.login, proof.password, proof.code, "10.0.0.7"))
+    assert entered.signed_in.actor.user_id == duo.first.actor.user_id
+    with pytest.raises(Refused, match="proof_wrong"):
+        await prove(desk, entered.signed_in.actor, Proof("đoán bừa một câu", "123456"))
+    assert (await prove(desk, entered.signed_in.actor, duo.first.proof())).user_id == duo.first.actor.user_id
+    open_again(desk.store)
+    await auditing.take_over(desk)
+    assert [verb for verb in (await verbs(desk))[len(before) :] if verb != "audit.taken_over"][:2] == [
+        "sign_in.open",
+        "proof.fail",
+    ]
