@@ -362,10 +362,12 @@ async def enrol_by_claim(desk: Desk, request: Claim) -> Enrolled:
     now = desk.clock.now()
     public_key = certificates.device_key(request.csr)
     serial = claims.normal_serial(request.serial)
+    if serial is None or not await desk.store.read(lambda session: devices.claim_of_serial(session, serial)):
+        raise _not_let_in()  # here already: whoever invents serials does not hold up writers
     fresh = _draw(desk)
 
     def work(session: Session) -> Enrolled | None:
-        row = None if serial is None else devices.claim_of_serial(session, serial)
+        row = devices.claim_of_serial(session, serial)
         if not _is_let_in(session, row, request, public_key, now) or row is None:
             return None  # and not an error here: what was counted is kept
         told_by = f"device_claim/{row.id}"
@@ -379,8 +381,12 @@ async def enrol_by_claim(desk: Desk, request: Claim) -> Enrolled:
 
     enrolled = await desk.store.begin(work)
     if enrolled is None:
-        raise Refused("claim_refused", fix="ask_officer_to_open")
+        raise _not_let_in()
     return await _certified(desk, enrolled, request.csr)
+
+
+def _not_let_in() -> Refused:
+    return Refused("claim_refused", fix="ask_officer_to_open")
 
 
 def _is_let_in(session: Session, row: DeviceClaimRow | None, request: Claim, public_key: str, now: datetime) -> bool:
