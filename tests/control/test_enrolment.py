@@ -16,7 +16,7 @@ from broadcast_server.control.certificates import Renewal
 from broadcast_server.control.desk import Desk
 from broadcast_server.control.enrolment import ClaimQuery, Enrol, NewDevice, NewEnrolmentToken
 from broadcast_server.control.fleet import NodeQuery
-from broadcast_server.domain.errors import Conflict, Invalid, Refused, Unavailable
+from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.signer.certificates import DeviceCertifier, LocalAuthority
 from broadcast_server.store import fleet as rows
 from broadcast_server.store.session import Session
@@ -193,7 +193,7 @@ async def test_a_registration_names_what_is_wrong_with_it(desk: Desk):
         with pytest.raises(Invalid, match=code):
             await enrolment.register_device(desk, OPERATOR, request)
     tech = await a_technician(desk)
-    with pytest.raises(Refused, match="not_permitted"):
+    with pytest.raises(NotFound, match="unknown_unit"):
         await enrolment.register_device(desk, tech, NewDevice("LOA-1234", QUYNH_LUU))
 
 
