@@ -17,10 +17,12 @@ import os
 import random
 import re
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from sqlalchemy import event
@@ -37,6 +39,7 @@ from broadcast_server.store.tables import Base
 from broadcast_server.store.words import Role
 from broadcast_server.supervise import InlineExecutor, SystemChance
 from tests.support.clock import FakeClock
+from tests.support.studio import an_audio_room
 
 _MAKER: Final = "read log compose"
 _KEEPER: Final = "read device volume enrol retire order"
@@ -315,7 +318,7 @@ ROUTES: Final[Mapping[str, Way]] = {
 }
 """What each address needs, and a request that is well formed. One with a secret of its own is not here."""
 
-_TABLE_OF: Final = {
+TABLE_OF: Final = {
     "unit_id": "units",
     "cluster_id": "clusters",
     "group_id": "groups",
@@ -379,9 +382,10 @@ async def measure(trees: int, *, seed: int = 1) -> dict[str, Any]:
     routes = [(name, told[name]) for name in ROUTES if name in told]
     if set(ROLES) != set(Role):
         tally.wrong("a role has no line in the matrix")
-    async with _Stage() as stage:
-        for number in range(trees):
-            await _tree(tally, stage, routes, seed * 10_000 + number, number)
+    with tempfile.TemporaryDirectory(prefix="loa-rights-") as folder:
+        async with an_audio_room(Path(folder), speaker=None) as room, _Stage(room) as stage:
+            for number in range(trees):
+                await _tree(tally, stage, routes, seed * 10_000 + number, number)
     figures: dict[str, Any] = {
         "trees": trees,
         "routes": len(routes),
@@ -447,11 +451,11 @@ class _Stage:
     Making the application costs more than a hundred requests, so it is made once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: AudioRoom) -> None:
         clock, chance, executor = FakeClock(NOW), SystemChance(), InlineExecutor()
         self.store = Store("sqlite://", clock=clock, chance=chance, executor=executor)
         Base.metadata.create_all(self.store.engine)
-        desk = Desk(store=self.store, clock=clock, chance=chance, executor=executor, audio=cast("AudioRoom", None))
+        desk = Desk(store=self.store, clock=clock, chance=chance, executor=executor, audio=room)
         self.app = create_api(desk, monitor=cast("Any", _Ear()), ingest=cast("Any", _Mouth()))
         self.committed: list[str] = []
         self.rings = 0
@@ -667,7 +671,7 @@ class Visit:
 def _path_value(parameter: str, rows: Mapping[str, str]) -> str:
     if parameter in {"language", "code"}:
         return {"language": "vie", "code": "hamlet"}[parameter]
-    return rows[_TABLE_OF[parameter]]
+    return rows[TABLE_OF[parameter]]
 
 
 def _filled(body: Any, rows: Mapping[str, str]) -> bytes:

@@ -40,6 +40,7 @@ GROUPS = {
     "security": (
         "audit_tampering",
         "bit_flips",
+        "contract_fuzz",
         "enrolment",
         "broker_acl",
         "forged_commands",

@@ -100,6 +100,10 @@ class ScheduledEntry:
         return self.content_id if self.content_kind in STREAMED else None
 
 
+_MOST_DIGITS: Final = 13
+"""Of an instant in UTC ms: until the year 2286. What is further cannot be calculated with."""
+
+
 def entry_id(schedule_id: str, rule_instant: datetime) -> str:
     """`{schedule_id}@{rule instant in UTC ms}`."""
     return f"{schedule_id}@{to_ms(rule_instant)}"
@@ -108,7 +112,7 @@ def entry_id(schedule_id: str, rule_instant: datetime) -> str:
 def parse_entry_id(text: str) -> tuple[str, datetime]:
     """Schedule and rule instant. Raises `NotFound` on text that is no entry id."""
     schedule_id, _, instant = text.rpartition("@")
-    if not schedule_id or not instant.isdecimal():
+    if not schedule_id or not instant.isdecimal() or len(instant) > _MOST_DIGITS:
         raise NotFound("unknown_entry", entry=text)
     return schedule_id, from_ms(int(instant))
 
