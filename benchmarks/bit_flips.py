@@ -26,7 +26,7 @@ from speaker_protocol import messages as wire
 from speaker_protocol.brief import encode_alert_set
 from speaker_protocol.rules import SourceKind
 from speaker_protocol.signing import Kind
-from tests.firmware_sim.siege import STREAM, Siege
+from tests.firmware_sim.siege import PATH, STREAM, Siege
 from tests.firmware_sim.workshop import NODE, on_virtual_time
 
 
@@ -66,6 +66,8 @@ def letters(s: Siege) -> Iterator[tuple[str, str, bytes]]:
     yield "alerts, brief", brief.topic, brief.but(body=few).payload
     raw = frames.pack(s.batch(), s.voice.key, STREAM)
     yield "audio", str(topics.StreamAudio(STREAM)), raw
+    gone = s.letter(Kind.KEYS).but(signer=s.authority, target=PATH[1])
+    yield "revocations", gone.topic, gone.but(body=s.revocation_list(s.revocations + 1, s.weak).encode()).payload
 
 
 async def down(s: Siege, tally: Tally, every: int) -> None:
@@ -85,19 +87,30 @@ async def down(s: Siege, tally: Tally, every: int) -> None:
             except Exception as error:  # noqa: BLE001  what is looked for
                 tally.crashed.append(f"{name} {what}: {error!r}")
                 continue
-            is_silent = name == "keys" and not raw  # it says nothing of any key: there is nothing to refuse
+            is_silent = (
+                name in {"keys", "revocations"} and not raw
+            )  # it says nothing of any key: there is nothing to refuse
             if s.stance() != before or not (counted or is_silent):
                 tally.accepted.append(f"{name} {what}: {dict(counted)}")
-        counted = await s.deliver(topic, payload)
-        if name == "keys":  # what was waiting for a key is judged again; whether it was learned shows in its use
-            one = s.letter(Kind.CONFIG).but(signer=s.stranger)
-            counted = await s.deliver(one.topic, one.payload)
-        if counted or s.stance() == before:
-            tally.unproved.append(f"{name}: {dict(counted)}")
+        if not await is_obeyed(s, name, topic, payload):
+            tally.unproved.append(name)
         if name == "plan":  # the relay must be on the air again for what follows
             await s.plan_good()
             await s.head_good()
     await s.end()
+
+
+async def is_obeyed(s: Siege, name: str, topic: str, payload: bytes) -> bool:
+    """Give the whole message, and look. What was said of a key shows in its use."""
+    before = s.stance()
+    counted = await s.deliver(topic, payload)
+    if name == "keys":
+        one = s.letter(Kind.CONFIG).but(signer=s.stranger)
+        counted = await s.deliver(one.topic, one.payload)
+    if name == "revocations":
+        one = s.letter(Kind.CONFIG).but(signer=s.weak)
+        return await s.deliver(one.topic, one.payload) == {"revoked_key": 1}
+    return not counted and s.stance() != before
 
 
 def up(tally: Tally, every: int) -> None:

@@ -52,7 +52,7 @@ INPUTS: Final = int(os.environ.get("MALFORMED_WIRE", "200000"))
 CPU_LIMIT_MS: Final = 50.0
 GROWTH_LIMIT_MB: Final = 50.0
 KINDS: Final = (Kind.PLAN, Kind.CONFIG, Kind.ORDER, Kind.ALERTS, Kind.HEAD, Kind.ACK, Kind.KEYS)
-RESTORE_EACH: Final = 40
+RESTORE_EACH: Final = 80
 REBOOT_EACH: Final = 4_000
 FLUSH_EACH: Final = 100
 
@@ -553,7 +553,7 @@ def run(inputs: int = INPUTS) -> dict[str, Any]:
 
     began = machine.monotonic()
     tally = Tally()
-    corpus, hurting = grown(min(4_000, max(200, inputs // 40)), 1), bombs()
+    corpus, hurting = grown(min(1_000, max(200, inputs // 40)), 1), bombs()
     on_node(tally, inputs * 40 // 100, has_samples=False, corpus=corpus, hurting=hurting)
     on_node(tally, inputs * 12 // 100, has_samples=True, corpus=corpus, hurting=hurting)
     asyncio.run(on_server(tally, inputs * 45 // 100, corpus, hurting))
