@@ -53,6 +53,11 @@ def signers_of(server: int) -> list[int]:
     return found
 
 
+def named(pid: int) -> bytes:
+    """Which module of ours a process runs."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2]
+
+
 def user_of(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
 
@@ -110,3 +115,19 @@ async def test_an_ordinary_user_serves_with_a_signer_of_its_own_that_ends_with_i
         assert user_of(signer) == NOBODY
         os.kill(server.pid, signal.SIGKILL)
         await until(lambda: not Path(f"/proc/{signer}").exists(), timeout_s=5)
+
+
+@needs_mosquitto
+async def test_a_signer_that_is_a_service_of_its_own_outlives_the_server(folder: Path):
+    async with Village(folder) as village:
+        village.settings = {"LOA_SIGNER__RUN": "external"}
+        command = [sys.executable, "-m", "broadcast_server", "signer"]
+        async with Child(command, name="signer", env=village.environment, stdout=False) as service:
+            await village.settle_in()
+            assert village.server is not None
+            assert signers_of(village.server.pid) == []
+            await village.stop_server()
+            await village.start_server()
+            assert service.returncode is None
+            assert named(service.pid) == b"broadcast_server.signer"
+            assert await service.terminate() == 0

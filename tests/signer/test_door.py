@@ -241,3 +241,27 @@ async def test_a_service_that_was_restarted_between_two_calls_is_asked_again(tmp
     async with a_service(tmp_path):
         assert await stale.sign_many([request()]) == first
         await stale.close()
+
+
+async def test_a_warning_does_not_wait_for_ten_thousand_plans(tmp_path: Path):
+    held = asyncio.Event()
+
+    class Busy(Keys):
+        async def sign_each(self, requests: Sequence[SignRequest]) -> list[bytes | Refused]:
+            if requests[0].kind is Kind.PLAN:
+                await held.wait()
+            return await super().sign_each(requests)
+
+    clock = SystemClock()
+    keys = Busy(tmp_path / "keys", chance=FakeChance(), path_of=lambda unit: (unit,))
+    keys.ensure_units((UNIT,))
+    path = tmp_path / "signer.sock"
+    async with Service(keys, clock=clock, allowed=()).listening(path, 0o600):
+        asking = SignerDoor(path, clock)
+        plans = asyncio.create_task(asking.sign_many([request(number) for number in range(1_000, 11_000)]))
+        warning = SignRequest(Kind.ALERTS, UNIT, UNIT, 1_780_279_200_000, 1_780_279_260_000, 1, 7, b"{}")
+        assert len(await asking.sign_many([warning])) == 1
+        assert not plans.done()
+        held.set()
+        assert len(await plans) == 10_000
+        await asking.close()
