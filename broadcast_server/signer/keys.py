@@ -84,6 +84,8 @@ class FileSigner:
         self._path_of = path_of
         self._answering = answering or time_folder(folder)
         self._seen: Book | None = None
+        self._few = Book()
+        """The keys that are not a unit's."""
         self._by_unit: dict[str, list[KeyEntry]] = {}
         self._tended: tuple[int, int, frozenset[str]] | None = None
         self._common: tuple[tuple[int, str, int, int, int], tuple[bytes, ...]] | None = None
@@ -98,8 +100,9 @@ class FileSigner:
         lacking = [unit for unit in units if unit not in self._by_unit]
         if lacking:
             with self.register.change() as book:
+                there = {key.unit for key in book.keys.values() if key.role is KeyRole.UNIT}
                 for unit in lacking:
-                    if not book.of(KeyRole.UNIT, unit):
+                    if unit not in there:
                         self.register.make(book, KeyRole.UNIT, unit)
 
     async def sign_many(self, requests: Sequence[SignRequest]) -> list[bytes]:
@@ -150,7 +153,7 @@ class FileSigner:
         """What is said under one unit: what the root signed, the lists of revocations, and the keys that may speak."""
         self._tend(issued_ms)
         book = self._book()
-        authorities = authorities_over(book, issued_ms, self._path_of(unit))
+        authorities = authorities_over(self._few, issued_ms, self._path_of(unit))
         authority = authorities[-1] if authorities else None
         common = self._common_statements(book, authorities, issued_ms, epoch, sequence)
         own = [key for key in self._by_unit.get(unit, ()) if _is_told(book, key, issued_ms)]
@@ -164,7 +167,7 @@ class FileSigner:
     def _book(self) -> Book:
         book = self.register.book
         if book is not self._seen:
-            self._seen = book
+            self._seen, self._few = book, book.few()
             self._by_unit = {}
             for key in book.of(KeyRole.UNIT):
                 self._by_unit.setdefault(key.unit, []).append(key)
@@ -172,7 +175,7 @@ class FileSigner:
 
     def _speaker(self, book: Book, unit: str | None, at_ms: int) -> KeyEntry:
         if unit is None:
-            return _latest(book, book.of(KeyRole.SERVER), at_ms)
+            return _latest(book, self._few.of(KeyRole.SERVER), at_ms)
         for place in self._path_of(unit):
             if place in self._by_unit:
                 return _latest(book, self._by_unit[place], at_ms)
@@ -187,7 +190,7 @@ class FileSigner:
         named = (book.version, "".join(key.key_id for key in authorities), issued_ms, epoch, sequence)
         authority = authorities[-1] if authorities else None
         if self._common is None or self._common[0] != named:
-            speakers = [*book.of(KeyRole.SERVER), *book.of(KeyRole.TIME)]
+            speakers = [*self._few.of(KeyRole.SERVER), *self._few.of(KeyRole.TIME)]
             self._common = (
                 named,
                 (

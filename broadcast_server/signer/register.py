@@ -98,8 +98,14 @@ class Book:
 
     def of(self, role: KeyRole, unit: str | None = None) -> list[KeyEntry]:
         """The keys of a role (of a unit), the newest last."""
-        found = [key for key in self.keys.values() if key.role is role and unit in {None, key.unit}]
+        found = [key for key in self.keys.values() if key.role is role and (unit is None or key.unit == unit)]
         return sorted(found, key=lambda key: (key.made_ms, key.key_id))
+
+    def few(self) -> Book:
+        """The same without the keys of units, of which there are thousands."""
+        return dataclasses.replace(
+            self, keys={name: key for name, key in self.keys.items() if key.role is not KeyRole.UNIT}
+        )
 
 
 class KeyRegister:
@@ -151,6 +157,7 @@ class KeyRegister:
             yield book
             if _dump(book) != before:
                 book.version += 1
+                self._sync_folder()  # what it names is there by name before it names it
                 self._write(REGISTER, _dump(book))
                 self._book, self._stamp = book, None
 
@@ -200,7 +207,7 @@ class KeyRegister:
         key_id = key_id_of(private.public_key().public_bytes_raw()).hex()
         stem = role.value if role is not KeyRole.UNIT else f"unit-{unit}"
         name = f"{stem}@{key_id}"
-        self._write(f"{name}.key", secret)
+        write_secret(self._path(name), secret, is_last=False)
         return self.enter(book, role, unit, private, file=name, made_ms=made_ms, until_ms=until_ms)
 
     def enter(
@@ -275,8 +282,11 @@ class KeyRegister:
         sync_folder(self.folder)
 
 
-def write_secret(path: Path, content: bytes) -> None:
-    """A file for its owner alone, whole and durable, its name included; it belongs to whom its folder belongs."""
+def write_secret(path: Path, content: bytes, *, is_last: bool = True) -> None:
+    """A file for its owner alone, whole and durable, its name included; it belongs to whom its folder belongs.
+
+    `is_last`: False where the caller makes many and syncs their names (`sync_folder`) after the last.
+    """
     draft = path.with_name(path.name + ".new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
@@ -285,7 +295,8 @@ def write_secret(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
     keep_owner(draft)
     draft.rename(path)
-    sync_folder(path.parent)
+    if is_last:
+        sync_folder(path.parent)
 
 
 def keep_owner(path: Path) -> None:
@@ -314,11 +325,16 @@ def _dump(book: Book) -> bytes:
         "root": book.root,
         "version": book.version,
         "rl_ver": book.rl_ver,
-        "keys": [dataclasses.asdict(key) for key in book.keys.values()],
-        "revoked": [dataclasses.asdict(line) for line in book.revoked.values()],
+        "keys": [_line_of(key) for key in book.keys.values()],
+        "revoked": [_line_of(line) for line in book.revoked.values()],
         "lists": book.lists,
     }
     return json.dumps(told, separators=(",", ":")).encode()
+
+
+def _line_of(entry: KeyEntry | Revoked) -> dict[str, Any]:
+    """`asdict` without its copies: there are thousands."""
+    return {name: getattr(entry, name) for name in entry.__slots__}
 
 
 def _read(path: Path) -> Book:
