@@ -286,6 +286,15 @@ async def blocked(village: Village) -> AsyncIterator[Loss]:
     yield Loss("recalled", "Bị rút", at(17, 5), "blocked_approval_void", ends_with="until_approved")
     yield Loss("audio gone", "Mất tệp", at(18, 5), "blocked_asset_missing", ends_with="until_audio_is_made")
     yield Loss("expired", "Hết hạn", at(19, 5), "blocked_content_expired", ends_with="until_extended")
+    waits = await item(village, "Chờ duyệt giờ", at(8, day=3))
+
+    def unapproved(session: Session) -> None:
+        row = schedules.schedule(session, waits)
+        row.approved_hash, row.version = None, row.version + 1
+
+    await write(village, unapproved)
+    void = "blocked_approval_void"
+    yield Loss("place not approved", "Chờ duyệt giờ", at(8, 5, day=3), void, ends_with="until_approved")
     await item(village, "Chưa đến hạn", at(20))
 
     def later(session: Session) -> None:

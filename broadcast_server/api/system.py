@@ -77,6 +77,11 @@ class SystemStatus(BaseModel):
     schedules_active: int
     plans_waiting: int
     conflicts_open: int
+    approvals_waiting: int
+    break_glass_open: int
+    """Alarms one person raised alone that nobody else has looked at yet."""
+    break_glass_overdue: int
+    """Of these, past their day: the right rests there until somebody does."""
     feeds: list[FeedHealth]
     jobs: list[JobStatus]
     clocks: list[ServerClock]
@@ -111,6 +116,9 @@ async def get_system(desk: DeskDep, actor: ActorDep) -> SystemStatus:
         schedules_active=seen.schedules_active,
         plans_waiting=seen.plans_waiting,
         conflicts_open=seen.conflicts_open,
+        approvals_waiting=seen.approvals_waiting,
+        break_glass_open=seen.break_glass_open,
+        break_glass_overdue=seen.break_glass_overdue,
         feeds=[
             FeedHealth(
                 feed_id=feed.id,

@@ -1,8 +1,9 @@
 """The truth: tables and queries by noun; the only package that speaks SQL."""
 
-from broadcast_server.store import tables_approval, tables_devices, tables_identity
+from broadcast_server.store import append_only, tables_approval, tables_devices, tables_identity
 
 __all__ = [  # they join the metadata of `store.tables`, whoever asks for that
+    "append_only",
     "tables_approval",
     "tables_devices",
     "tables_identity",

@@ -12,6 +12,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from broadcast_server.store import facts, feeds, leases, places
 from broadcast_server.store.tables import (
+    BulletinRow,
+    BulletinVersionRow,
     ClusterRow,
     ConflictRow,
     FeedRow,
@@ -24,7 +26,8 @@ from broadcast_server.store.tables import (
     ScheduleRow,
     UnitRow,
 )
-from broadcast_server.store.words import NodeState, ScheduleState
+from broadcast_server.store.tables_approval import BreakGlassReviewRow
+from broadcast_server.store.words import NodeState, ScheduleState, VersionState
 
 FEEDS_SHOWN: Final = 500
 
@@ -44,6 +47,9 @@ class Overview:
     schedules_active: int
     plans_waiting: int
     conflicts_open: int
+    approvals_waiting: int
+    break_glass_open: int
+    break_glass_overdue: int
     feeds: Sequence[tuple[FeedRow, FeedStatusRow | None]]
     jobs: Sequence[JobRow]
     audit_contradicted: int
@@ -64,6 +70,13 @@ def overview(session: Session, roots: frozenset[str] | None, at: datetime) -> Ov
     clusters = select(ClusterRow.id).where(ClusterRow.retired_at.is_(None))
     active = select(ScheduleRow.id).where(ScheduleRow.state == ScheduleState.ACTIVE)
     conflicts = select(ConflictRow.id).where(ConflictRow.closed_at.is_(None))
+    submitted = (
+        select(BulletinVersionRow.id)
+        .join(BulletinRow, BulletinRow.id == BulletinVersionRow.bulletin_id)
+        .where(BulletinVersionRow.state == VersionState.SUBMITTED)
+    )
+    unreviewed = select(BreakGlassReviewRow.emergency_id).where(BreakGlassReviewRow.reviewed_at.is_(None))
+    unreviewed = _inside(unreviewed, BreakGlassReviewRow.unit_id, inside)
     return Overview(
         leader=session.get(LeaseRow, leases.LEADER),
         broker=None if broker is None else broker.get("kind"),
@@ -76,6 +89,9 @@ def overview(session: Session, roots: frozenset[str] | None, at: datetime) -> Ov
         schedules_active=_count(session, _inside(active, ScheduleRow.unit_id, inside)),
         plans_waiting=_count(session, waiting),
         conflicts_open=_count(session, _inside(conflicts, ConflictRow.unit_id, inside)),
+        approvals_waiting=_count(session, _inside(submitted, BulletinRow.unit_id, inside)),
+        break_glass_open=_count(session, unreviewed),
+        break_glass_overdue=_count(session, unreviewed.where(BreakGlassReviewRow.due_at <= at)),
         feeds=sorted(
             ((one.feed, one.status) for one in seen if one.feed.revoked_at is None),
             key=lambda pair: (pair[0].name_folded, pair[0].id),

@@ -17,15 +17,15 @@ from broadcast_server.control.accounts import Proof
 from broadcast_server.control.break_glass import BreakGlass, ReviewQuery
 from broadcast_server.control.emergency import Correction, EmergencyView, Message, NewEmergency
 from broadcast_server.domain.errors import Conflict, Invalid, Refused
+from broadcast_server.store import approvals, emergencies
 from broadcast_server.store import consents as rows
-from broadcast_server.store import emergencies
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import AuditRow, EmergencyRow, UserRow
 from broadcast_server.store.tables_approval import EmergencyTemplateRow
-from broadcast_server.store.words import EmergencyMode, ReviewFinding, Role
+from broadcast_server.store.words import EmergencyMode, ReviewFinding, Role, Step, StepOf
 from tests.support.alarms import Duo, a_duo, a_template
 from tests.support.people import Person, a_person, with_password
-from tests.support.village import DONG, LAN, PROVINCE, TAY, Village, a_village
+from tests.support.village import DONG, LAN, NOW, PROVINCE, TAY, Village, a_village
 
 FLOOD = NewEmergency(DONG, EmergencyMode.REAL, Message("flood", text="Vỡ đê"), "Đê vỡ", confirm="KHẨN CẤP")
 ALONE = BreakGlass(DONG, "", "Không gọi được ai", "KHẨN CẤP")
@@ -328,3 +328,22 @@ async def test_a_template_retired_while_it_sounds_silences_nothing(village: Vill
     assert await village.desk.store.read(look) is None
     with pytest.raises(Refused, match="unfit_template_unapproved"):
         await alone(village, duo.first, template.row.id)
+
+
+async def test_the_database_itself_keeps_consents_and_steps(village: Village, duo: Duo) -> None:
+    await duo.raise_(FLOOD)
+
+    for statement in ("UPDATE emergency_consents SET user_id = 'ai-do'", "DELETE FROM approval_steps"):
+
+        def work(session: Session, told: str = statement) -> None:
+            session.connection().exec_driver_sql(told)
+
+        if "steps" in statement:
+            await village.desk.store.begin(a_step)
+        with pytest.raises(Exception, match="append-only"):
+            await village.desk.store.begin(work)
+
+
+def a_step(session: Session) -> None:
+    """Somebody wrote something."""
+    approvals.add_step(session, StepOf.VERSION, "v1", Step.WRITE, user_id="u", login="u", at=NOW)
