@@ -76,6 +76,14 @@ class Doorman(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]  # amqtt i
         return rules.may(session.username, "write" if action == Action.PUBLISH else "read", topic)
 
 
+class _Steady(dict[str, Any]):
+    """A mapping that may change while somebody goes through it."""
+
+    def items(self) -> Any:
+        """As of now."""
+        return list(super().items())
+
+
 class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped for us
     """amqtt with the questions asked first. What is overridden is not public: the contract tests and the version bound
     in pyproject.toml watch over it.
@@ -84,6 +92,7 @@ class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped for us
     def __init__(self, config: dict[str, object], *, lets_in: LetsIn, rules: Rules) -> None:
         super().__init__(config)
         self._lets_in, self._rules = lets_in, rules
+        self._subscriptions = _Steady()  # amqtt waits while it goes through them, and lost the message if one was added
 
     async def end_sessions(self, users: Collection[str]) -> None:
         """End what these have open."""
