@@ -12,7 +12,7 @@ from broadcast_server.cli.audit_verifier import verify
 from broadcast_server.control import access, auditing
 from broadcast_server.control.access import OPERATOR, Action, Actor
 from broadcast_server.control.desk import Desk
-from broadcast_server.domain.errors import Conflict, Corrupt, Refused, Unavailable
+from broadcast_server.domain.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from broadcast_server.store import audit, facts
 from broadcast_server.store.journal import Journal
 from broadcast_server.store.session import Session, Store
@@ -91,9 +91,9 @@ async def test_who_was_refused_is_in_the_log_though_nothing_else_of_the_attempt_
         access.authorize(session, STRANGER, Action.SCHEDULE, "xa", at=NOON)
 
     for _ in range(3):
-        with pytest.raises(Refused, match="not_permitted"):
+        with pytest.raises(NotFound, match="unknown_unit"):
             await store.begin(attempt)
-    with pytest.raises(Refused):
+    with pytest.raises(NotFound):
         await store.read(lambda session: access.authorize(session, STRANGER, Action.LOG_READ, "xa", at=NOON))
 
     assert await verbs(store) == [
@@ -101,7 +101,7 @@ async def test_who_was_refused_is_in_the_log_though_nothing_else_of_the_attempt_
         ("nguoi-la", "access.denied", "action/log_read"),
     ]
     later = NOON + timedelta(minutes=11)
-    with pytest.raises(Refused):
+    with pytest.raises(NotFound):
         await store.read(lambda session: access.authorize(session, STRANGER, Action.LOG_READ, "xa", at=later))
     assert len(await verbs(store)) == 3
     assert await store.read(audit.verify) is None

@@ -101,7 +101,7 @@ async def test_an_ordinary_user_serves_with_a_signer_of_its_own_that_ends_with_i
         if await may.wait():
             pytest.skip("this machine's Python is root's alone")
     os.chown(folder, NOBODY, NOBODY)
-    village = Village(folder)
+    village = Village(folder, is_tls=False)
     environment = {**village.environment, "HOME": str(folder)}
     async with Child(
         [*become, sys.executable, "-m", "broadcast_server", "serve"], name="server", env=environment, stdout=False

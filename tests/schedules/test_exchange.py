@@ -221,7 +221,7 @@ async def test_import_export_import_is_identity(told: dict[str, Any], tmp_path_f
         document, _ = documents.read_yaml(yaml.safe_dump(told, allow_unicode=True), "lich.yaml")
         await take_in(village, yaml.safe_dump(told, allow_unicode=True))
         out = await given_out(village)
-        assert out == documents.normal_form(document)
+        assert {key: part for key, part in out.items() if key != "policy"} == documents.normal_form(document)
         again = await take_in(village, documents.write_yaml(out))
         assert again.previews == {}
         assert await given_out(village) == out

@@ -13,7 +13,7 @@ from broadcast_server.store import deliveries
 from broadcast_server.store.deliveries import Counts
 from broadcast_server.store.session import Session, Store
 from broadcast_server.store.tables import BroadcastRow, NodeRow, NodeStatusRow
-from broadcast_server.store.words import ScheduleKind
+from broadcast_server.store.words import NodeState, ScheduleKind
 from speaker_protocol.rules import BulletinClass
 from tests.store.playout_rows import NODES, NOW, settled
 
@@ -63,7 +63,8 @@ async def change(store: Store, node: str, **facts: Any) -> None:
 
 async def test_every_node_is_owed_it_once_and_a_retired_one_is_not(rows: Store):
     def retire(session: Session) -> None:
-        session.get_one(NodeRow, "n3").retired_at = NOW
+        gone = session.get_one(NodeRow, "n3")
+        gone.retired_at, gone.state = NOW, NodeState.RETIRED
         session.flush()
         enlist(session)
         deliveries.enlist(session, LATCH, ("xa",), ON, now=NOW, expires_at=None)
