@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +82,9 @@ class _Steady(dict[str, Any]):
     def items(self) -> Any:
         """As of now."""
         return list(super().items())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().__iter__()))
 
 
 class GuardedBroker(Broker):  # type: ignore[misc]  # amqtt is untyped for us
