@@ -528,12 +528,12 @@ class _Checker:
     # -- I9 ---------------------------------------------------------------------------------------------------------
 
     def only_forward(self) -> Iterator[str | None]:
-        """What a node obeys on a topic never gets older, and a number never stands for two things."""
-        highest: dict[tuple[str, str, str], tuple[list[int], str]] = {}
+        """What a node obeys on a topic never gets older, whichever key signed; a number never stands for two things."""
+        highest: dict[tuple[str, str], tuple[list[int], str]] = {}
         for one in self.by["obeyed"]:
             if one["topic"].endswith("/keys"):
                 continue
-            key = (one["node"], one["topic"], one["key"])
+            key = (one["node"], one["topic"])
             before = highest.get(key)
             highest[key] = (one["order"], one["digest"])
             if before is None or self.has_fault(one["node"], 0, one["t"], MEMORY_FAULTS):

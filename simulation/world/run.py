@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -17,7 +18,11 @@ from typing import Any, Final
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from broadcast_server.control import signing_keys
+from broadcast_server.control.access import OPERATOR
 from broadcast_server.playout.pace import Pace as ServerPace
+from broadcast_server.signer import keys
+from broadcast_server.signer.register import KeyRegister, KeyRole
 from broadcast_server.store.session import Store, opened
 from broadcast_server.store.tables import Base
 from broadcast_server.supervise import InlineExecutor
@@ -307,6 +312,29 @@ class World:
     def _serve_again(self) -> None:
         if not self.stations:
             self.serve()
+
+    async def change_key(self, chance: random.Random, *, is_stolen: bool) -> None:
+        """The operator rotates or revokes a commune's key on the server's machine."""
+        place = chance.choice(self.people.places)
+        register = KeyRegister(self.premises.folder / "keys", chance=SeededChance(f"{chance.getrandbits(64)}/key"))
+        now_ms = self.time.now_ms()
+
+        def do() -> dict[str, str]:
+            with register.change() as book:
+                held = [key for key in book.of(KeyRole.UNIT, place.unit_id) if key.key_id not in book.revoked]
+                if not held:
+                    return {}
+                if is_stolen:
+                    keys.revoke(
+                        register, book, held[-1].key_id, at_ms=now_ms, now_ms=now_ms, reason="bị trộm (mô phỏng)"
+                    )
+                else:
+                    keys.rotate(register, book, KeyRole.UNIT, place.unit_id, now_ms)
+                return {"key_id": held[-1].key_id}
+
+        verb = "keys.revoke" if is_stolen else "keys.rotate"
+        await signing_keys.change(self.people.desk, OPERATOR, verb, {}, do, must_resign=lambda _: is_stolen)
+        self._ring()
 
     def cut_server(self, for_s: float) -> None:
         """No server reaches the broker."""

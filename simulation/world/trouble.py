@@ -73,10 +73,15 @@ class Troubles:
         "server_crash",
         "server_cut",
         "double_leader",
+        "rotate_key",
+        "revoke_key",
     )
-    _WEIGHTS = (5, 3, 3, 3, 3, 4, 3, 2, 3, 2, 2, 3, 2, 2, 1, 2, 2, 1, 2)
+    _WEIGHTS = (5, 3, 3, 3, 3, 4, 3, 2, 3, 2, 2, 3, 2, 2, 1, 2, 2, 1, 2, 1, 1)
     _OF_SERVER = frozenset(
-        {"bad_download", "broker_restart", "broker_wipe", "server_crash", "server_cut", "double_leader"}
+        {
+            *("bad_download", "broker_restart", "broker_wipe", "server_crash", "server_cut", "double_leader"),
+            *("rotate_key", "revoke_key"),
+        }
     )
 
     def __init__(self, world: World, chance: random.Random) -> None:
@@ -254,6 +259,14 @@ class Troubles:
     async def server_cut(self, for_s: float | None = None) -> None:
         """The server cannot reach the broker."""
         self._world.cut_server(self._for(for_s, 5, 900))
+
+    async def rotate_key(self) -> None:
+        """A commune's key is replaced before it is due."""
+        await self._world.change_key(self._chance, is_stolen=False)
+
+    async def revoke_key(self) -> None:
+        """A commune's key was stolen; the operator revokes it."""
+        await self._world.change_key(self._chance, is_stolen=True)
 
     async def double_leader(self, for_s: float | None = None) -> None:
         """A second server takes over from one that stands still between two of its steps, which then goes on."""
