@@ -135,3 +135,35 @@ def test_a_plan_ends_with_the_delegation_of_who_signed_it(tmp_path: Path):
         assert s.firmware.plan.valid_until_ms == until_ms
 
     besieged(tmp_path, story)
+
+
+def test_the_gate_itself_admits_nothing_without_floors(tmp_path: Path):
+    """Whatever asks it: the inbox holds back already, a carried file does not."""
+
+    async def story(s: Siege) -> None:
+        await wiped(s)
+        gate, now_ms = s.firmware.gate, s.time.now_ms()
+        before = gate.snapshot()
+        assert gate.plan(s.letter(Kind.PLAN).payload, now_ms) is None
+        assert gate.config(s.letter(Kind.CONFIG).payload, now_ms) is None
+        assert gate.alerts(PATH[0], s.letter(Kind.ALERTS).payload, now_ms) is None
+        assert gate.refusals["resync"] == 3
+        assert gate.snapshot() == before
+
+    besieged(tmp_path, story)
+
+
+def test_what_is_obeyed_is_stored_before_it_is_acted_upon(tmp_path: Path):
+    """The power goes in the very moment; nothing of it comes a second time."""
+
+    async def story(s: Siege) -> None:
+        letter = s.letter(Kind.PLAN, is_evil=False)
+        await s.deliver(letter.topic, letter.payload)
+        assert s.firmware.plan is not None
+        s.is_reachable = False
+        s.node.cut_power(1.0)
+        await s.time.sleep(3)
+        assert s.firmware.plan is not None
+        assert s.firmware.plan.order == (letter.epoch, letter.sequence)
+
+    besieged(tmp_path, story)
