@@ -52,13 +52,13 @@ ROLES: Final[Mapping[Role, frozenset[str]]] = {
         Role.PRODUCER: f"{_MAKER} {_FEEDS}",
         Role.LEADER: "read log audit approve live stop stop_all policy propose launch",
         Role.COMMUNE_HEAD: f"{_MAKER} {_KEEPER} {_FEEDS} approve schedule play stop live stop_all policy propose "
-        "people place send activate",
+        "subscribe people place send activate",
         Role.BROADCASTER: f"{_MAKER} schedule play stop volume propose",
         Role.LIVE_PERMIT: "read live",
         Role.HAMLET_HEAD: "read log write_short live",
         Role.TECHNICIAN: _KEEPER,
         Role.INSPECTOR: "read log audit",
-        Role.FEED_PUSHER: "read push",
+        Role.FEED_PUSHER: "hold",
     }.items()
 }
 """Who may what: the matrix."""
@@ -144,12 +144,12 @@ ROUTES: Final[Mapping[str, Way]] = {
         "own_feed",
         {"unit_id": "{units}", "name": "Nguồn", "tier": "other", "kind": "pull", "url": "http://127.0.0.1:9/a"},
     ),
-    "GET /feeds/{feed_id}": _way("read", above=True),
+    "GET /feeds/{feed_id}": _way("read hold", above=True),
     "PATCH /feeds/{feed_id}": _way("own_feed", {"name": "Nguồn khác"}, above=True),
-    "POST /feeds/{feed_id}/rotation": _way("push", above=True),
+    "POST /feeds/{feed_id}/rotation": _way("push hold", above=True),
     "POST /feeds/{feed_id}/revocation": _way("own_feed", above=True),
-    "GET /feeds/{feed_id}/carriers": _way("read", above=True),
-    "GET /feeds/{feed_id}/offers": _way("read", above=True),
+    "GET /feeds/{feed_id}/carriers": _way("read hold", above=True),
+    "GET /feeds/{feed_id}/offers": _way("read hold", above=True),
     "POST /feeds/{feed_id}/offers": _way("offer", {"unit_id": "{units}", "basis": "CV 1"}, above=True),
     "POST /offers/{offer_id}/withdrawal": _way("offer", above=True),
     "GET /conflicts": _way("read", query="within={units}"),
@@ -167,15 +167,21 @@ ROUTES: Final[Mapping[str, Way]] = {
     "GET /obligations/{obligation_id}": _way("read", above=True),
     "DELETE /obligations/{obligation_id}": _way("oblige", above=True),
     "GET /obligations/{obligation_id}/fulfilment": _way("read", query=_SPAN, above=True),
-    "GET /feeds/{feed_id}/relay": _way("read", above=True),
+    "GET /feeds/{feed_id}/push-rights": _way("own_feed", above=True),
+    "POST /feeds/{feed_id}/push-rights": _way("own_feed", {"unit_id": "{own}"}, above=True),
+    "DELETE /push-rights/{right_id}": _way("own_feed"),
+    "GET /feeds/{feed_id}/subscriptions": _way("read hold", above=True),
+    "POST /feeds/{feed_id}/subscriptions": _way("subscribe", {"unit_id": "{units}"}),
+    "DELETE /feeds/{feed_id}/subscriptions/{unit_id}": _way("subscribe"),
+    "GET /feeds/{feed_id}/relay": _way("read hold", above=True),
     "PUT /feeds/{feed_id}/relay": _way("own_feed", {}, above=True),
     "POST /feeds/{feed_id}/cut": _way("own_feed stop", above=True),
     "DELETE /feeds/{feed_id}/cut": _way("own_feed stop", above=True),
     "POST /feeds/{feed_id}/stop": _way("own_feed stop", {"reason": "sai"}, above=True),
     "DELETE /feeds/{feed_id}/stop": _way("own_feed stop", above=True),
-    "GET /feeds/{feed_id}/spans": _way("read", above=True),
-    "GET /feeds/{feed_id}/pushes": _way("push", above=True),
-    "GET /feeds/{feed_id}/monitor": _way("push stop", above=True),
+    "GET /feeds/{feed_id}/spans": _way("read hold", above=True),
+    "GET /feeds/{feed_id}/pushes": _way("push hold", above=True),
+    "GET /feeds/{feed_id}/monitor": _way("push stop hold", above=True),
     "GET /session": _way("", everywhere=True),
     "DELETE /session": _way("", everywhere=True),
     "PUT /session/password": _way("", {"password": "x", "new_password": "một mật khẩu dài"}, everywhere=True),
@@ -327,6 +333,7 @@ TABLE_OF: Final = {
     "node_id": "nodes",
     "feed_id": "feeds",
     "offer_id": "feed_offers",
+    "right_id": "push_rights",
     "obligation_id": "obligations",
     "user_id": "users",
     "grant_id": "grants",
@@ -545,7 +552,7 @@ class Visit:
         """One request and what must come of it."""
         way = ROUTES[name]
         self._tally.pairs.add((name, self._role.value, relation))
-        expected = self._expected(way, relation)
+        expected = self._expected(name, way, relation)
         status, answer, asked = await self._send(name, way, relation, self._world.token)
         self._tally.checks += 1
         self._tally.outcomes[f"{expected}: {status}"] += 1
@@ -586,19 +593,23 @@ class Visit:
                 self._tally.wrong(f"{where} tells {answer[:200]}")
             self._stage.forget()
 
-    def _expected(self, way: Way, relation: str) -> str:
+    def _expected(self, name: str, way: Way, relation: str) -> str:
         """`yes`, `no` (403), `hidden` (as unknown), `any` (for everybody)."""
         if way.everywhere:
             return "any"
         if way.operator:
             return "any"
         is_inside = relation in {"own", "child"}
-        may_read = is_inside and bool(self._deeds)
-        if may_read and way.deeds & self._deeds:
+        if is_inside and way.deeds & self._deeds:
             return "yes"
-        is_seen = may_read or (way.above and relation == "parent" and bool(self._deeds))
-        if is_seen and way.deeds == {"read"}:
+        may_read = "read" in self._deeds
+        holds = is_inside and "hold" in self._deeds and ("/feeds/{feed_id}" in name or "/offers/" in name)
+        if "/subscriptions" in name and way.deeds == {"subscribe"}:
+            holds = False  # asked for at the unit that carries it, not at the feed
+        is_seen = may_read and (is_inside or (way.above and relation == "parent"))
+        if is_seen and "read" in way.deeds:
             return "yes"
+        is_seen = is_seen or holds
         return "no" if is_seen and not way.unseen else "hidden"
 
     async def _is_as_unknown(self, name: str, way: Way, relation: str, status: int, answer: str) -> str:

@@ -142,7 +142,7 @@ class FeedMade(Feed):
 
 
 @router.get("/feeds")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def list_feeds(
     desk: DeskDep,
     actor: ActorDep,
@@ -182,7 +182,7 @@ async def add_feed(desk: DeskDep, actor: ActorDep, form: FeedForm, response: Res
 
 
 @router.get("/feeds/{feed_id}")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def get_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Response) -> Feed:
     """One feed that one's places own or are offered."""
     found = await feeds.get_feed(desk, actor, feed_id)
@@ -203,7 +203,7 @@ async def update_feed(
 
 
 @router.post("/feeds/{feed_id}/rotation")
-@asks(Action.FEED_PUSH)
+@asks(Action.FEED_PUSH, Action.FEED_HOLD)
 async def rotate_feed(desk: DeskDep, actor: ActorDep, feed_id: IdPath, response: Response) -> Credential:
     """A new password; who is connected with the old one is cut."""
     response.headers["Cache-Control"] = "no-store"
@@ -244,7 +244,7 @@ class FeedCarrier(Shown):
 
 
 @router.get("/feeds/{feed_id}/carriers")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def list_carriers(desk: DeskDep, actor: ActorDep, feed_id: IdPath) -> list[FeedCarrier]:
     """Who carries the feed from now on."""
     return [FeedCarrier.of(one) for one in await feeds.list_carriers(desk, actor, feed_id)]
@@ -288,7 +288,7 @@ class Offer(Shown):
 
 
 @router.get("/feeds/{feed_id}/offers")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def list_offers(desk: DeskDep, actor: ActorDep, feed_id: IdPath) -> list[Offer]:
     """Every offer for the owner, for others those made to their places."""
     return [Offer.of(row) for row in await feeds.list_offers(desk, actor, feed_id)]

@@ -187,7 +187,7 @@ def _instead(view: RelayView, sounding: SoundingNow | None, locale: Locale) -> s
 
 
 @router.get("/feeds/{feed_id}/relay")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def get_relay(desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep, response: Response) -> Relay:
     """Who stands in for the feed, what sounds now, and why."""
     found = await relays.get_relay(desk, actor, feed_id)
@@ -269,7 +269,7 @@ class RelaySpan(Shown):
 
 
 @router.get("/feeds/{feed_id}/spans")
-@asks(Action.READ)
+@asks(Action.READ, Action.FEED_HOLD)
 async def list_spans(
     desk: DeskDep, actor: ActorDep, feed_id: IdPath, locale: LocaleDep, since: Since = None, until: Until = None
 ) -> list[RelaySpan]:
@@ -310,7 +310,7 @@ class PushSession(Shown):
 
 
 @router.get("/feeds/{feed_id}/pushes")
-@asks(Action.FEED_PUSH)
+@asks(Action.FEED_PUSH, Action.FEED_HOLD)
 async def list_pushes(
     desk: DeskDep, actor: ActorDep, feed_id: IdPath, paging: PagingDep, locale: LocaleDep
 ) -> Page[PushSession]:
@@ -324,7 +324,7 @@ async def list_pushes(
     response_class=StreamingResponse,
     responses={200: {"description": "Ogg Opus without end", "content": {"audio/ogg": {}}}},
 )
-@asks(Action.STOP, Action.FEED_PUSH)
+@asks(Action.STOP, Action.FEED_PUSH, Action.FEED_HOLD)
 async def listen_in(
     desk: DeskDep,
     monitor: MonitorDep,

@@ -61,7 +61,9 @@ class Action(StrEnum):
     NODE_ORDER = "node_order"  # identify, test tone
     FEED_OWN = "feed_own"  # add, revoke, name a successor, see the address
     FEED_PUSH = "feed_push"  # take a new password for the station's encoder
+    FEED_HOLD = "feed_hold"  # push a feed of which one holds the right (`control.feed_rights`)
     FEED_OFFER = "feed_offer"
+    FEED_SUBSCRIBE = "feed_subscribe"  # carry an offered feed, or drop it
     OBLIGE = "oblige"
     BULLETIN_WRITE = "bulletin_write"
     BULLETIN_APPROVE = "bulletin_approve"
@@ -138,7 +140,7 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
         | {Action.NODE_APPROVE}
         | {Action.LIVE, Action.STOP_ALL, Action.POLICY_EDIT, Action.EMERGENCY_PROPOSE, Action.PEOPLE_EDIT}
         | _FEEDS
-        | {Action.PLACE_EDIT, Action.SEND}
+        | {Action.PLACE_EDIT, Action.SEND, Action.FEED_SUBSCRIBE}
     ),
     # biên tập viên, phát thanh viên xã
     Role.BROADCASTER: frozenset(_MAKE | _AIR | {Action.VOLUME_SET, Action.EMERGENCY_PROPOSE}),
@@ -149,8 +151,8 @@ MAY: Final[dict[Role, frozenset[Action]]] = {
     Role.TECHNICIAN: frozenset(_DEVICES),
     # thanh tra, lãnh đạo xem
     Role.INSPECTOR: frozenset({Action.READ, Action.LOG_READ, Action.AUDIT_READ}),
-    # a station that only pushes its feed: sees it and renews its encoder's password
-    Role.FEED_PUSHER: frozenset({Action.READ, Action.FEED_PUSH}),
+    # a station that only pushes its feed: sees what it holds the right to push and renews its encoder's password
+    Role.FEED_PUSHER: frozenset({Action.FEED_HOLD}),
 }
 """The matrix. What is not here is refused."""
 

@@ -28,7 +28,7 @@ from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.policy import policy_from_dict
 from broadcast_server.domain.recurrence import Rule, occurrences, rule_from_dict, rule_to_dict
-from broadcast_server.store import audit, conflicts, facts, feeds, library, places, schedules
+from broadcast_server.store import audit, conflicts, facts, feed_rights, feeds, library, places, schedules
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import (
     ConflictRow,
@@ -199,7 +199,7 @@ async def rotate_feed(desk: Desk, actor: Actor, feed_id: str) -> PushCredential:
     stored = await desk.executor.run(feeds.push_hash, password, salt)
 
     def work(session: Session) -> PushCredential:
-        row = _mine(session, actor, Action.FEED_PUSH, feed_id, now)
+        row = pushable(session, actor, feed_id, now)
         if row.kind is not FeedKind.PUSH:
             raise Conflict("feed_not_push", feed_id=row.id)
         _not_revoked(row)
@@ -261,6 +261,7 @@ async def list_feeds(desk: Desk, actor: Actor, query: FeedQuery) -> list[FeedVie
         seen = feeds.list_feeds(
             session,
             visible_to=access.scope(session, actor, Action.READ, at=now),
+            held=held(session, actor, now),
             at=now,
             offered_to=query.offered_to,
             owner=query.owner,
@@ -640,15 +641,34 @@ def seen_feed(session: Session, actor: Actor, feed_id: str, now: datetime) -> Fe
     return _seen(session, actor, feed_id, now).feed
 
 
+def held(session: Session, actor: Actor, now: datetime) -> frozenset[str]:
+    """Feeds of which the actor holds the right to push them, as a person or as one of an organisation."""
+    roots = access.scope(session, actor, Action.FEED_HOLD, at=now)
+    if not roots:
+        return frozenset()
+    return feed_rights.held(session, actor.user_id, places.subtree_of(session, roots, places.local_date(now)), now)
+
+
+def pushable(session: Session, actor: Actor, feed_id: str, now: datetime) -> FeedRow:
+    """A feed the actor may push: as its owner, or by a right of its own. Raises as `access.authorize`."""
+    row = feeds.feed(session, feed_id)
+    if feed_id not in held(session, actor, now):
+        seen = is_seen(session, actor, feed_id, now)
+        access.authorize(session, actor, Action.FEED_PUSH, row, at=now, seen=seen)
+    return row
+
+
 def is_seen(session: Session, actor: Actor, feed_id: str, now: datetime) -> bool:
     """Whether `seen_feed` would return."""
     visible_to = access.scope(session, actor, Action.READ, at=now)
-    return bool(feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id))
+    mine = held(session, actor, now)
+    return bool(feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id, held=mine))
 
 
 def _seen(session: Session, actor: Actor, feed_id: str, now: datetime) -> feeds.FeedSeen:
     visible_to = access.scope(session, actor, Action.READ, at=now)
-    seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id)
+    mine = held(session, actor, now)
+    seen = feeds.list_feeds(session, visible_to=visible_to, at=now, feed_id=feed_id, held=mine)
     if not seen:
         raise NotFound("unknown_feed", feed_id=feed_id)
     return seen[0]

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.feeds import is_seen, seen_feed
+from broadcast_server.control.feeds import is_seen, pushable, seen_feed
 from broadcast_server.control.places import check_version, clean_text
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from broadcast_server.store import audit, feeds, library, places, relays
@@ -191,8 +191,7 @@ async def list_pushes(
     now = desk.clock.now()
 
     def work(session: Session) -> list[PushSessionRow]:
-        row = feeds.feed(session, feed_id)
-        access.authorize(session, actor, Action.FEED_PUSH, row, at=now, seen=is_seen(session, actor, feed_id, now))
+        row = pushable(session, actor, feed_id, now)
         return relays.push_sessions(session, row.id, after=after, limit=limit)
 
     return await desk.store.read(work)
@@ -213,7 +212,7 @@ async def listen_in(
         row = seen_feed(session, actor, feed_id, now)
         may_stop = access.scope(session, actor, Action.STOP, at=now)
         if may_stop is not None and not may_stop:
-            access.authorize(session, actor, Action.FEED_PUSH, row, at=now, seen=True)
+            pushable(session, actor, feed_id, now)
         _tell(session, actor, "feed.listen", row, now, {"at": at.value})
         return row.id
 

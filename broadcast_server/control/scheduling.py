@@ -29,7 +29,7 @@ from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.domain.placement import Placing
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.domain.recurrence import Once, Rule, occurrences, rule_from_dict, rule_to_dict, to_instant
-from broadcast_server.store import approvals, audit, feeds, library, places, schedules
+from broadcast_server.store import approvals, audit, feed_rights, feeds, library, places, schedules
 from broadcast_server.store.schedules import LONGEST_WINDOW, late_from_dict, late_to_dict, level_of
 from broadcast_server.store.session import Session
 from broadcast_server.store.tables import ScheduleExceptionRow, ScheduleRow
@@ -512,7 +512,7 @@ def _draft(
 ) -> _Draft:
     """Everything that can be said about a request without looking at the air. `begins`: nothing of it is before."""
     targets = _targets(around, request.unit_id, request.targets)
-    content = _content(session, around, request)
+    content = _content(session, around, request, now)
     _authorize_class(session, actor, content.klass, request.unit_id, now)
     first = _first_occurrence(request.rule, max(begins, now))
     if request.max_wait < timedelta(0):
@@ -589,7 +589,7 @@ def _targets(around: Neighbourhood, unit_id: str, asked: tuple[Target, ...]) -> 
     return tuple(sorted(set(asked))) or (Target(TargetKind.UNIT, unit_id),)
 
 
-def _content(session: Session, around: Neighbourhood, request: NewSchedule) -> _Content:
+def _content(session: Session, around: Neighbourhood, request: NewSchedule, now: datetime) -> _Content:
     """What is to sound: the unit's own, or handed down from above or up from below. Raises `NotFound`."""
     if request.content_kind is ContentKind.LIVE:
         return _Content(request.name or "", BulletinClass.NORMAL, ScheduleKind.LIVE)
@@ -597,6 +597,8 @@ def _content(session: Session, around: Neighbourhood, request: NewSchedule) -> _
         feed = _found(feeds.feed, session, request.content_id)
         if not feeds.is_known_to(session, feed, request.unit_id, around.on):
             raise NotFound("unknown_feed", field="content_id", fix="pick_content", feed_id=request.content_id)
+        if feed.unit_id != request.unit_id and feed_rights.is_dropped(session, feed.id, request.unit_id, now):
+            raise Refused("feed_dropped", field="content_id", fix="subscribe_again", feed_id=feed.id)
         return _Content(feed.name, BulletinClass.NORMAL, ScheduleKind.RELAY)
     if request.content_kind is ContentKind.PROGRAMME:
         programme = _found(library.programme, session, request.content_id)

@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from broadcast_server.domain.errors import NotFound, Refused
-from broadcast_server.store import places
+from broadcast_server.store import feed_rights, places
 from broadcast_server.store.tables import (
     FeedOfferRow,
     FeedRow,
@@ -59,7 +59,7 @@ def check_push_credential(session: Session, mount: str, user: str, password: str
     """The push feed this credential belongs to, for the listener that stations connect to.
 
     Raises `NotFound("mount_unknown")`, `Refused("push_wrong_password")`, or `Refused("feed_not_in_force")` on a feed
-    that was revoked or is outside its validity.
+    that was revoked or is outside its validity, `Refused("push_right_lapsed")` where nobody may push it any more.
     """
     feed = session.scalar(select(FeedRow).where(FeedRow.mount == mount, FeedRow.kind == FeedKind.PUSH))
     stored = _NOBODY if feed is None or feed.push_secret_hash is None else feed.push_secret_hash
@@ -70,6 +70,8 @@ def check_push_credential(session: Session, mount: str, user: str, password: str
         raise Refused("push_wrong_password", mount=mount)
     if not feed_in_force(feed, now):
         raise Refused("feed_not_in_force", feed_id=feed.id)
+    if feed_rights.is_lapsed(session, feed.id, now):
+        raise Refused("push_right_lapsed", feed_id=feed.id)
     return feed
 
 
@@ -79,12 +81,13 @@ def credential_versions(session: Session, now: datetime) -> dict[str, int]:
     A live connection of a feed that is not among them, or of another version, is cut.
     """
     rows = session.scalars(select(FeedRow).where(FeedRow.kind == FeedKind.PUSH, FeedRow.revoked_at.is_(None)))
-    return {row.id: row.credential_version for row in rows if feed_in_force(row, now)}
+    lapsed = feed_rights.lapsed(session, now)
+    return {row.id: row.credential_version for row in rows if feed_in_force(row, now) and row.id not in lapsed}
 
 
 def out_of_validity(session: Session, now: datetime) -> set[str]:
-    """Push feeds that nobody revoked and whose validity is over."""
-    return set(
+    """Push feeds that nobody revoked and whose validity, or the last right to push them, is over."""
+    return set(feed_rights.lapsed(session, now)) | set(
         session.scalars(
             select(FeedRow.id).where(
                 FeedRow.kind == FeedKind.PUSH, FeedRow.revoked_at.is_(None), FeedRow.valid_to <= now
@@ -142,13 +145,14 @@ def list_feeds(
     owner: str | None = None,
     folded: str | None = None,
     feed_id: str | None = None,
+    held: Collection[str] = (),
     after: str | None = None,
     limit: int = 100,
 ) -> list[FeedSeen]:
     """Feeds by id, those after `after`.
 
-    `visible_to`: owned in, or offered to, these subtrees or what lies above them (None: all); `offered_to`: what this
-    unit may relay at `at` by an offer or as its owner; `owner`: of this unit.
+    `visible_to`: owned in, or offered to, these subtrees or what lies above them, and those `held` (None: all);
+    `offered_to`: what this unit may relay at `at` by an offer or as its owner; `owner`: of this unit.
     """
     on = places.local_date(at)
     query = (
@@ -163,7 +167,7 @@ def list_feeds(
         offered = select(FeedOfferRow.feed_id).where(
             or_(FeedOfferRow.unit_id.in_(above), FeedOfferRow.unit_id.in_(inside)), FeedOfferRow.withdrawn_at.is_(None)
         )
-        query = query.where(or_(FeedRow.unit_id.in_(inside), FeedRow.id.in_(offered)))
+        query = query.where(or_(FeedRow.unit_id.in_(inside), FeedRow.id.in_(offered), FeedRow.id.in_(held)))
     if offered_to is not None:
         path = places.path_of(session, offered_to, on)
         mine = select(FeedOfferRow.feed_id).where(FeedOfferRow.unit_id.in_(path), _offer_in_force(at))

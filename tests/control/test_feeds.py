@@ -9,6 +9,7 @@ import pytest_asyncio
 from broadcast_server.control import feeds, places
 from broadcast_server.control.access import OPERATOR
 from broadcast_server.control.desk import Desk
+from broadcast_server.control.feed_rights import NewPushRight, give_push_right
 from broadcast_server.control.feeds import FeedChange, FeedQuery, NewFeed, NewObligation, NewOffer
 from broadcast_server.control.places import MoveUnit
 from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
@@ -154,9 +155,28 @@ async def test_rotating_voids_the_old_password_and_raises_the_version(desk: Desk
 async def test_a_station_renews_its_own_password_and_no_more(desk: Desk):
     made = await a_push_feed(desk)
     station = await somebody(desk, Role.FEED_PUSHER, PROVINCE)
+    with pytest.raises(NotFound, match="unknown_feed"):  # the role alone reaches no feed
+        await feeds.rotate_feed(desk, station, made.feed.id)
+    await give_push_right(desk, OPERATOR, NewPushRight(made.feed.id, user_id=station.user_id))
+    assert [one.feed.id for one in await feeds.list_feeds(desk, station, feeds.FeedQuery())] == [made.feed.id]
     assert (await feeds.rotate_feed(desk, station, made.feed.id)).version == 2
     with pytest.raises(Refused, match="not_permitted"):
         await feeds.revoke_feed(desk, station, made.feed.id)
+
+
+async def test_a_lapsed_right_to_push_ends_what_the_password_is_good_for(desk: Desk):
+    made = await a_push_feed(desk)
+    told = made.credential
+    assert told is not None
+    assert await check(desk, told.mount, told.user, told.password)  # nobody was given it: it rests with the owner
+    ends = desk.clock.now() + timedelta(hours=1)
+    await give_push_right(desk, OPERATOR, NewPushRight(made.feed.id, unit_id=PROVINCE, valid_to=ends))
+    assert await check(desk, told.mount, told.user, told.password)
+    assert isinstance(desk.clock, FakeClock)
+    await desk.clock.advance(3_600)
+    with pytest.raises(Refused, match="push_right_lapsed"):
+        await check(desk, told.mount, told.user, told.password)
+    assert await versions(desk) == {}
 
 
 async def test_revoking_ends_it_for_good(desk: Desk):
