@@ -169,7 +169,7 @@ ROUTES: Final[Mapping[str, Way]] = {
     "GET /obligations/{obligation_id}/fulfilment": _way("read", query=_SPAN, above=True),
     "GET /feeds/{feed_id}/push-rights": _way("own_feed", above=True),
     "POST /feeds/{feed_id}/push-rights": _way("own_feed", {"unit_id": "{own}"}, above=True),
-    "DELETE /push-rights/{right_id}": _way("own_feed"),
+    "DELETE /push-rights/{right_id}": _way("own_feed", above=True),
     "GET /feeds/{feed_id}/subscriptions": _way("read hold", above=True),
     "POST /feeds/{feed_id}/subscriptions": _way("subscribe", {"unit_id": "{units}"}),
     "DELETE /feeds/{feed_id}/subscriptions/{unit_id}": _way("subscribe"),
@@ -603,11 +603,18 @@ class Visit:
         if is_inside and way.deeds & self._deeds:
             return "yes"
         may_read = "read" in self._deeds
-        holds = is_inside and "hold" in self._deeds and ("/feeds/{feed_id}" in name or "/offers/" in name)
+        holds = (
+            is_inside
+            and "hold" in self._deeds
+            and any(part in name for part in ("/feeds/{feed_id}", "/offers/", "/push-rights/"))
+        )
         if "/subscriptions" in name and way.deeds == {"subscribe"}:
             holds = False  # asked for at the unit that carries it, not at the feed
         is_seen = may_read and (is_inside or (way.above and relation == "parent"))
-        if is_seen and "read" in way.deeds:
+        may_listen = (
+            name.endswith("/monitor") and "stop" in self._deeds
+        )  # whoever may stop what sounds of a feed in sight
+        if is_seen and ("read" in way.deeds or may_listen):
             return "yes"
         is_seen = is_seen or holds
         return "no" if is_seen and not way.unseen else "hidden"
