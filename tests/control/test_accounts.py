@@ -60,6 +60,14 @@ async def test_a_leader_proves_to_be_there_with_password_and_code():
         assert presence.at == desk.clock.now()
 
 
+async def test_a_right_code_proves_nothing_without_the_password():
+    async with a_bare_desk() as desk:
+        leader = await a_leader(desk)
+        code = leader.phone.fresh() or ""
+        assert await answer_of(desk, leader.actor, Proof("bảy con cá trê ngủ trưa", code)) == "proof_wrong"
+        assert await answer_of(desk, leader.actor, Proof(leader.password, code)) == "present"
+
+
 async def test_a_code_serves_once_and_none_before_it_serves_after_it():
     async with a_bare_desk() as desk:
         leader = await a_leader(desk)
