@@ -16,7 +16,7 @@ from broadcast_server.control.access import OPERATOR, Actor
 from broadcast_server.control.accounts import Proof
 from broadcast_server.control.break_glass import BreakGlass, ReviewQuery
 from broadcast_server.control.emergency import Correction, EmergencyView, Message, NewEmergency
-from broadcast_server.domain.errors import Conflict, Invalid, Refused
+from broadcast_server.domain.errors import Conflict, Invalid, NotFound, Refused
 from broadcast_server.store import approvals, emergencies
 from broadcast_server.store import consents as rows
 from broadcast_server.store.session import Session
@@ -52,7 +52,7 @@ async def sounding(village: Village, *units: str) -> list[str]:
 
 async def refused(duo: Duo, second: Person, proposed: EmergencyView) -> str:
     """The code of the refusal of that second person."""
-    with pytest.raises((Refused, Conflict)) as error:
+    with pytest.raises((Refused, Conflict, NotFound)) as error:
         await replace(duo, second=second).agree(proposed)
     assert await sounding(Village(duo.desk)) == []
     return error.value.code
@@ -250,7 +250,7 @@ async def test_break_glass_is_short_at_home_twice_a_day_and_rests_until_it_was_r
     template = (await a_template(duo, lan, DONG)).row.id
     with pytest.raises(Invalid, match="out_of_range"):
         await alone(village, duo.first, template, expires_min=16)
-    with pytest.raises(Refused, match="not_permitted"):
+    with pytest.raises(NotFound, match="unknown_unit"):
         await alone(village, duo.first, template, unit_id=TAY)
     with pytest.raises(Refused, match="unit_outside"):
         await alone(village, duo.first, template, units=(TAY,))
