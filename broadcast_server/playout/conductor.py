@@ -438,37 +438,45 @@ class Conductor:
         await self._hold_on()
         sequence, fresh = await self._store.begin(number, ring=False)
         self._given = sequence
+        slices = [wanted[start : start + SLICE] for start in range(0, len(wanted), SLICE)]
+        signing = self._sign_plans(desired, slices[0], epoch, sequence, now)
         sending: asyncio.Task[None] | None = None
         try:
-            for start in range(0, len(wanted), SLICE):
-                to_send = [
-                    wire.PlanToSend(
-                        node_id=seat.node_id,
-                        unit_id=seat.unit_id,
-                        packed=target.packed,
-                        valid_from=desired.window.start,
-                        valid_until=desired.window.end,
-                        epoch=epoch,
-                        sequence=sequence,
-                    )
-                    for seat, target in wanted[start : start + SLICE]
-                ]
-                signed, refused = await wire.plan_messages(self._signer, to_send, now=now)
-                self._take_refusals(refused, wanted[start : start + SLICE], fresh, now)
+            for part, coming in zip(slices, [*slices[1:], None], strict=True):
+                signed, refused = await signing
+                if coming is not None:  # signed while these are on their way, and no sooner
+                    signing = self._sign_plans(desired, coming, epoch, sequence, now)
+                self._take_refusals(refused, part, fresh, now)
                 if sending is not None:
                     await sending
                 await self._hold_on()
-                sending = asyncio.create_task(
-                    self._bus.publish_many(signed, retain=True), name="playout.plans"
-                )  # on its way while the next are signed
+                sending = asyncio.create_task(self._bus.publish_many(signed, retain=True), name="playout.plans")
             if sending is not None:
                 await sending
         finally:
-            if sending is not None and not sending.done():
-                sending.cancel()
-                await asyncio.wait([sending])
+            begun = [task for task in (signing, sending) if task is not None]
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)  # what failed beside the first failure is no news
         self._published.update(fresh)
         log.info("plans.published", nodes=len(wanted), bodies=len(bodies), epoch=epoch, sequence=sequence)
+
+    def _sign_plans(
+        self, desired: Desired, part: Sequence[tuple[Seat, TargetPlan]], epoch: int, sequence: int, now: datetime
+    ) -> asyncio.Task[tuple[list[tuple[str, bytes]], wire.Refusals]]:
+        to_send = [
+            wire.PlanToSend(
+                node_id=seat.node_id,
+                unit_id=seat.unit_id,
+                packed=target.packed,
+                valid_from=desired.window.start,
+                valid_until=desired.window.end,
+                epoch=epoch,
+                sequence=sequence,
+            )
+            for seat, target in part
+        ]
+        return asyncio.create_task(wire.plan_messages(self._signer, to_send, now=now), name="playout.signing")
 
     def _take_refusals(
         self,

@@ -167,6 +167,8 @@ class BodyVerdict:
     """Reason by entry."""
     entries: Mapping[str, ScheduledEntry]
     sounds: tuple[Sound, ...]
+    heard_by: frozenset[str] | None = None
+    """The clusters that every entry is for, once that was asked."""
     _broken: dict[tuple[StationPolicy, tuple[QuietHours, ...]], dict[str, Fault]] = field(default_factory=dict)
 
     def broken_rules(self, policy: StationPolicy, quiet: tuple[QuietHours, ...]) -> dict[str, Fault]:

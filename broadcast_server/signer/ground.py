@@ -32,6 +32,8 @@ from speaker_protocol.signing import EnvelopeRefused, Kind
 FRESH_S: Final = 1.0
 LEAD_IN: Final = timedelta(days=1)
 """A plan is clipped from a sweep that began so much earlier."""
+MOST_ENTRIES: Final = 50_000
+"""So many are kept for the next look, where their rows are still the same."""
 WINDOW_NEAR: Final = timedelta(days=2)
 """A plan begins today, give or take."""
 _VERDICTS: Final = 2_000
@@ -52,7 +54,6 @@ class Fleet:
     groups_by_cluster: Mapping[str, tuple[str, ...]]
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _reached: dict[tuple[Target, ...], frozenset[str]] = field(default_factory=dict)
-    _heard: dict[int, tuple[BodyVerdict, frozenset[str]]] = field(default_factory=dict)
 
     def path(self, unit_id: str) -> tuple[str, ...]:
         """The unit and what lies above it, nearest first."""
@@ -75,15 +76,11 @@ class Fleet:
         return known
 
     def heard_by(self, verdict: BodyVerdict) -> frozenset[str]:
-        """The clusters that every entry of a body is for."""
-        known = self._heard.get(id(verdict))
-        if known is None or known[0] is not verdict:
-            if len(self._heard) > _VERDICTS:
-                self._heard.clear()
+        """The clusters that every entry of a body is for. No verdict outlives the fleet it was made under."""
+        if verdict.heard_by is None:
             wanted = {entry.targets for entry in verdict.entries.values()}
-            reached = frozenset.intersection(*(self.reached(targets) for targets in wanted))
-            known = self._heard[id(verdict)] = (verdict, reached)
-        return known[1]
+            verdict.heard_by = frozenset.intersection(*(self.reached(targets) for targets in wanted))
+        return verdict.heard_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +99,7 @@ class Ground:
     def __init__(self) -> None:
         self._fleet: Fleet | None = None
         self._verdicts: dict[_BodyKey, _Kept] = {}
+        self._expander = schedules.Expander(most_kept=MOST_ENTRIES)
 
     def path_of(self, unit_id: str) -> Sequence[str]:
         """The unit and what lies above it, as last seen."""
@@ -184,7 +182,7 @@ class Ground:
                 fresh[key] = body
         for window in {(key[1], key[2]) for key in fresh}:
             bodies = {key: body for key, body in fresh.items() if (key[1], key[2]) == window}
-            entries, ceilings = _entries(session, bodies.values(), from_ms(window[0]), from_ms(window[1]), now)
+            entries, ceilings = self._entries(session, bodies.values(), from_ms(window[0]), from_ms(window[1]), now)
             for key, body in bodies.items():
                 found[key] = verdict = checks.judge_body(body, entries, ceilings)
                 self._keep(key, verdict, now_s)
@@ -194,9 +192,30 @@ class Ground:
         self._verdicts.pop(key, None)
         if verdict.faults:
             return
-        while len(self._verdicts) >= _VERDICTS:
-            self._verdicts.pop(next(iter(self._verdicts)))  # the oldest
+        while self._verdicts:
+            oldest = next(iter(self._verdicts))
+            if len(self._verdicts) < _VERDICTS and 0 <= now_s - self._verdicts[oldest].at_s < FRESH_S:
+                break
+            del self._verdicts[oldest]  # what is not believed any more needs no room
         self._verdicts[key] = _Kept(verdict, now_s)
+
+    def _entries(
+        self, session: Session, bodies: Iterable[PlanBody], valid_from: datetime, valid_until: datetime, now: datetime
+    ) -> tuple[dict[str, ScheduledEntry], dict[str, BulletinClass]]:
+        """The occurrences that these bodies name, by their rows, and the highest class each was approved for."""
+        wanted = sorted({segment.entry_id.rpartition("@")[0] for body in bodies for segment in body.segments})
+        if not wanted or valid_until <= valid_from or valid_until - valid_from > checks.LONGEST[Kind.PLAN]:
+            return {}, {}
+        window = Window(valid_from - LEAD_IN, valid_until)
+        found = self._expander.load(session, window, now, schedule_ids=wanted)
+        bulletins = {entry.content_id for entry in found if entry.content_kind is ContentKind.BULLETIN}
+        classes = library.classes_of(session, bulletins)
+        recorded = {
+            (entry.content_kind, entry.content_id, entry.language) for entry in found if entry.asset is not None
+        }
+        own = approvals.approved_by_their_writers(session, recorded)
+        ceilings = {entry.id: _ceiling(entry, classes, own) for entry in found}
+        return {entry.id: entry for entry in found}, ceilings
 
     # -- places
 
@@ -257,23 +276,6 @@ def _open(head: PlanHead, packed: bytes | None) -> PlanBody | None:
         return None if packed is None else open_plan_body(head, packed)
     except EnvelopeRefused:
         return None
-
-
-def _entries(
-    session: Session, bodies: Iterable[PlanBody], valid_from: datetime, valid_until: datetime, now: datetime
-) -> tuple[dict[str, ScheduledEntry], dict[str, BulletinClass]]:
-    """The occurrences that these bodies name, as the rows have them, and the highest class each was approved for."""
-    wanted = sorted({segment.entry_id.rpartition("@")[0] for body in bodies for segment in body.segments})
-    if not wanted or valid_until <= valid_from or valid_until - valid_from > checks.LONGEST[Kind.PLAN]:
-        return {}, {}
-    window = Window(valid_from - LEAD_IN, valid_until)
-    found = schedules.Expander().load(session, window, now, schedule_ids=wanted)
-    bulletins = {entry.content_id for entry in found if entry.content_kind is ContentKind.BULLETIN}
-    classes = library.classes_of(session, bulletins)
-    recorded = {(entry.content_kind, entry.content_id, entry.language) for entry in found if entry.asset is not None}
-    own = approvals.approved_by_their_writers(session, recorded)
-    ceilings = {entry.id: _ceiling(entry, classes, own) for entry in found}
-    return {entry.id: entry for entry in found}, ceilings
 
 
 def _ceiling(entry: ScheduledEntry, classes: Mapping[str, BulletinClass], own: Collection[str]) -> BulletinClass:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, func, or_, select, update
+from sqlalchemy import FromClause, Select, bindparam, delete, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from broadcast_server.store.tables import (
@@ -178,26 +178,31 @@ def record_broadcasts(session: Session, rows: Sequence[dict[str, Any]]) -> None:
 
 def fleet_mark(session: Session) -> tuple[int, ...]:
     """Numbers that change whenever places, clusters, groups, nodes or policies do; cheap to ask."""
+    return tuple(session.execute(_FLEET_MARK).one())
 
-    def of(*values: Any) -> Any:
-        return [select(value).scalar_subquery() for value in values]
 
-    row = session.execute(
-        select(
-            *of(func.count(UnitRow.id), func.coalesce(func.sum(UnitRow.version), 0)),
-            *of(func.count(UnitLinkRow.id), func.count(UnitLinkRow.valid_to)),
-            *of(func.count(ClusterRow.id), func.coalesce(func.sum(ClusterRow.version), 0)),
-            *of(func.count(ClusterRow.retired_at), func.count(NodeRow.id), func.count(NodeRow.retired_at)),
-            *of(func.coalesce(func.sum(NodeRow.version), 0)),
-            *of(
-                func.count(GroupRow.id),
-                func.coalesce(func.sum(GroupRow.version), 0),
-                func.count(GroupMemberRow.group_id),
-            ),
-            *of(func.count(PolicyRow.unit_id), func.coalesce(func.sum(PolicyRow.version), 0)),
-        )
-    ).one()
-    return tuple(row)
+def _each_table_once(*counted: Sequence[Any]) -> Select[Any]:
+    """One row of aggregates: those of one table are taken in one pass over it."""
+    tables = [select(*(value.label(f"n{number}") for number, value in enumerate(one))).subquery() for one in counted]
+    joined: FromClause = tables[0]
+    for table in tables[1:]:
+        joined = joined.join(table, true())
+    return select(*(column for table in tables for column in table.c)).select_from(joined)
+
+
+_FLEET_MARK: Final = _each_table_once(
+    (func.count(UnitRow.id), func.coalesce(func.sum(UnitRow.version), 0)),
+    (func.count(UnitLinkRow.id), func.count(UnitLinkRow.valid_to)),
+    (
+        func.count(ClusterRow.id),
+        func.coalesce(func.sum(ClusterRow.version), 0),
+        func.count(ClusterRow.retired_at),
+    ),
+    (func.count(NodeRow.id), func.count(NodeRow.retired_at), func.coalesce(func.sum(NodeRow.version), 0)),
+    (func.count(GroupRow.id), func.coalesce(func.sum(GroupRow.version), 0)),
+    (func.count(GroupMemberRow.group_id),),
+    (func.count(PolicyRow.unit_id), func.coalesce(func.sum(PolicyRow.version), 0)),
+)
 
 
 def overdue(session: Session, *, published_before: datetime) -> list[str]:

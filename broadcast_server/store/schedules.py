@@ -480,9 +480,14 @@ class Expander:
 
     A schedule's own columns and targets are read again when its `version` rose (every change raises it); what it sounds
     and how single occurrences differ is read every time. Not for two threads at once.
+
+    `most_kept`: for who asks for a few schedules at a time and believes no `version`: every row is read every time, and
+    what was made of equal rows stays, about so many entries, also of schedules that a load did not ask for. Entries
+    that sound a feed do not: they rest on the tree of places too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_kept: int = 0) -> None:
+        self._most_kept = most_kept
         self._known: dict[str, tuple[_Made, list[ScheduledEntry]]] = {}
         self._rows: dict[str, tuple[int, Any, tuple[Target, ...]]] = {}
         self._window: Window | None = None
@@ -500,6 +505,8 @@ class Expander:
     ) -> tuple[ScheduledEntry, ...]:
         """As `load_entries`, but a schedule that cannot be expanded goes to `faults` instead of being raised."""
         known = self._known if window == self._window else {}
+        if self._most_kept:
+            self._rows = {}
         wanted = _wanted(window, schedule_ids, touching)
         rows = self._look(session, wanted)
         exceptions = _exceptions(session, wanted)
@@ -518,9 +525,24 @@ class Expander:
                 continue
             made_now[row.id] = before
             found += before[1]
-        self._known, self._window = made_now, window
+        self._known, self._window = self._kept(known, made_now) if self._most_kept else made_now, window
         found.sort(key=_by_start)
         return tuple(found)
+
+    def _kept(
+        self,
+        known: Mapping[str, tuple[_Made, list[ScheduledEntry]]],
+        now: Mapping[str, tuple[_Made, list[ScheduledEntry]]],
+    ) -> dict[str, tuple[_Made, list[ScheduledEntry]]]:
+        """What was made before and what was made now, the oldest left out."""
+        kept = {one: made for one, made in known.items() if one not in now}
+        kept.update((one, made) for one, made in now.items() if made[0].feed is None)
+        over = sum(len(entries) for _, entries in kept.values()) - self._most_kept
+        for one in list(kept):
+            if over <= 0:
+                break
+            over -= len(kept.pop(one)[1])
+        return kept
 
     def _look(self, session: Session, wanted: ColumnElement[bool]) -> dict[str, tuple[int, Any, tuple[Target, ...]]]:
         """Version, columns and targets of the wanted schedules, in order of id; read only where the version is new."""
