@@ -248,7 +248,11 @@ class Reader:
 
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
         """Fields of a fixed layout."""
-        return layout.unpack(self.take(layout.size))
+        at, end = self._at, self._at + layout.size
+        if end > len(self._raw):
+            raise BadFrame
+        self._at = end
+        return layout.unpack_from(self._raw, at)
 
     def long(self) -> bytes:
         """A byte string after its length."""

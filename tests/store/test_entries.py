@@ -6,12 +6,21 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import update
+
 from broadcast_server.domain.clock import Window, to_ms
 from broadcast_server.domain.places import Target, TargetKind
 from broadcast_server.store import library, schedules
-from broadcast_server.store.schedules import Expander, load_entries
+from broadcast_server.store.schedules import Expander, ScheduledEntry, load_entries
 from broadcast_server.store.session import Session, Store
-from broadcast_server.store.tables import AssetRow, FeedOfferRow, FeedRow, ScheduleExceptionRow, ScheduleRow
+from broadcast_server.store.tables import (
+    AssetRow,
+    BulletinVersionRow,
+    FeedOfferRow,
+    FeedRow,
+    ScheduleExceptionRow,
+    ScheduleRow,
+)
 from broadcast_server.store.words import (
     ConflictKind,
     ContentKind,
@@ -231,6 +240,51 @@ async def test_unchanged_schedules_give_the_very_same_entries(store: Store) -> N
         lambda session: load_entries(session, window, NOW, touching=[Target(TargetKind.CLUSTER, "other")])
     )
     assert only == ()
+
+
+async def test_who_asks_for_a_part_at_a_time_believes_rows_and_no_version(store: Store) -> None:
+    def work(session: Session) -> None:
+        settle(session, NOW)
+        put_bulletin(session)
+        put(session, "a")
+        put(session, "b")
+
+    await store.begin(work)
+    expander, window = Expander(most_kept=1_000), Window(at(0), at(0, day=5))
+
+    async def look(schedule_id: str) -> tuple[ScheduledEntry, ...]:
+        return await store.read(lambda session: expander.load(session, window, NOW, schedule_ids=[schedule_id]))
+
+    first = await look("a")
+    await look("b")
+    again = await look("a")
+    assert [id(one) for one in again] == [id(one) for one in first] != []
+    louder = update(ScheduleRow).where(ScheduleRow.id == "a").values(gain_db=-3.0)  # and the version as it was
+    await store.begin(lambda session: session.execute(louder))
+    assert {one.gain_db for one in await look("a")} == {-3.0}
+    withdrawn = update(BulletinVersionRow).values(state=VersionState.RECALLED)
+    await store.begin(lambda session: session.execute(withdrawn))
+    assert all(one.blocked is not None for one in await look("a"))
+
+
+async def test_what_is_kept_of_parts_is_bounded(store: Store) -> None:
+    def work(session: Session) -> None:
+        settle(session, NOW)
+        put_bulletin(session)
+        put(session, "a")
+        put(session, "b")
+
+    await store.begin(work)
+    window = Window(at(0), at(0, day=5))
+    expander = Expander(most_kept=4)  # a schedule has as many
+
+    async def look(schedule_id: str) -> tuple[ScheduledEntry, ...]:
+        return await store.read(lambda session: expander.load(session, window, NOW, schedule_ids=[schedule_id]))
+
+    first, other = await look("a"), await look("b")
+    assert len(first) == len(other) == 4
+    assert {id(one) for one in await look("b")} == {id(one) for one in other}
+    assert not {id(one) for one in await look("a")} & {id(one) for one in first}
 
 
 async def test_a_province_is_expanded_in_a_breath(store: Store) -> None:
