@@ -276,7 +276,10 @@ def _(s: Siege, kind: Kind) -> Shot:
 def _(s: Siege, kind: Kind) -> Shot:
     one = s.letter(kind)
     payload = one.payload
-    return shot(one, payload[: s.dice.randrange(len(payload))], *PARSED)
+    least = (
+        1 if kind is Kind.KEYS else 0
+    )  # no keys at all are a topic that was emptied: nothing is said, nothing refused
+    return shot(one, payload[: s.dice.randrange(least, len(payload))], *PARSED)
 
 
 @attack("cut off inside, its frame mended", *ALL_KINDS)
