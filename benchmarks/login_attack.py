@@ -249,7 +249,7 @@ async def _knock(app: ASGIApp, address: str, body: dict[str, str]) -> int:
 async def fill_drawers(desk: Desk, staff: list[Person]) -> None:
     """So many recovery codes that nobody waits for the phone's next."""
     for person in staff:
-        person.drawer = [f"DRAWER{number:010}" for number in range(200)]
+        person.drawer = [f"DRAWER{number:010}" for number in range(1_000)]
 
     def write(session: Session) -> None:
         for person in staff:

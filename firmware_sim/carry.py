@@ -165,7 +165,7 @@ def _believed_ms(identity: Identity, memory: Memory, messages: Mapping[str, byte
 def _issued_ms(topic: str, raw: bytes) -> int:
     """When a message that was believed was signed."""
     if topic.endswith(f"/{UnitKeys.leaf}"):
-        return max(parse(envelope).issued_ms for envelope in wire.split_keys(raw))
+        return max((parse(envelope).issued_ms for envelope in wire.split_keys(raw)), default=0)
     return parse(wire.split_plan(raw)[0] if topic.endswith(f"/{NodePlan.leaf}") else raw).issued_ms
 
 
