@@ -19,7 +19,14 @@ from typing import Any
 from broadcast_server.control import access
 from broadcast_server.control.access import Action, Actor
 from broadcast_server.control.desk import Desk
-from broadcast_server.control.library import KEEP_UNUSED, BulletinView, audit_library, programme_hash, version_hash
+from broadcast_server.control.library import (
+    KEEP_UNUSED,
+    BulletinView,
+    audit_library,
+    note_step,
+    programme_hash,
+    version_hash,
+)
 from broadcast_server.control.places import clean_text
 from broadcast_server.domain.errors import Conflict, Refused
 from broadcast_server.domain.policy import StationPolicy, policy_from_dict
@@ -183,7 +190,7 @@ async def recall(desk: Desk, actor: Actor, bulletin_id: str, version_id: str | N
             rows = [library.version(session, bulletin_id, version_id)]
         for row in rows:
             row.state = VersionState.RECALLED
-            _step(session, StepOf.VERSION, row.id, Step.RECALL, actor, now, row.content_hash)
+            note_step(session, StepOf.VERSION, row.id, Step.RECALL, actor, now, row.content_hash)
             if row.asset_sha256 is not None:
                 library.keep_asset_until(session, row.asset_sha256, now + KEEP_UNUSED)
         bulletin.version += 1
@@ -253,7 +260,7 @@ def _stepped(
     reason: str | None = None,
     is_own: bool = False,
 ) -> None:
-    _step(session, StepOf.VERSION, row.id, step, actor, now, row.content_hash, reason)
+    note_step(session, StepOf.VERSION, row.id, step, actor, now, row.content_hash, reason)
     bulletin.version += 1
     session.flush()
     detail = {"version": row.id, "language": row.language, "content_hash": row.content_hash, **_told(reason, is_own)}
@@ -263,29 +270,6 @@ def _stepped(
 def _told(reason: str | None, is_own: bool) -> dict[str, Any]:
     told: dict[str, Any] = {} if reason is None else {"reason": reason}
     return told | ({"self_approval": True} if is_own else {})
-
-
-def _step(
-    session: Session,
-    kind: StepOf,
-    subject_id: str,
-    step: Step,
-    actor: Actor,
-    now: datetime,
-    content_hash: str | None,
-    reason: str | None = None,
-) -> None:
-    approvals.add_step(
-        session,
-        kind,
-        subject_id,
-        step,
-        user_id=actor.user_id,
-        login=actor.login,
-        at=now,
-        content_hash=content_hash,
-        reason=reason,
-    )
 
 
 # -- programmes -------------------------------------------------------------------------------------------------------
@@ -418,7 +402,7 @@ def _programme_stepped(
     reason: str | None = None,
     is_own: bool = False,
 ) -> None:
-    _step(session, StepOf.PROGRAMME, row.id, step, actor, now, row.content_hash, reason)
+    note_step(session, StepOf.PROGRAMME, row.id, step, actor, now, row.content_hash, reason)
     row.version += 1
     session.flush()
     detail = {"content_hash": row.content_hash, **_told(reason, is_own)}

@@ -325,7 +325,7 @@ def _sound(session: Session, desk: Desk, actor: Actor, row: EmergencyRow, now: d
     for arrival in sendings.of_alert(session, row.id, ArrivalState.WAITING):
         arrival.state, arrival.sounds_at = ArrivalState.PLANNED, now
         arrival.decided_at, arrival.decided_by = now, actor.login
-        _tell_arrival(session, actor, now, "arrival.alert", arrival, alert=row.id)
+        audit_arrival(session, actor, now, "arrival.alert", arrival, alert=row.id)
     session.flush()
     agreed = [f"{one.role.value}:{one.login}" for one in consents.consents_of(session, (row.id,))[row.id]]
     verb = "emergency.drill" if row.mode is EmergencyMode.DRILL else "emergency.launch"
@@ -342,7 +342,7 @@ def _replaced(session: Session, actor: Actor, row: EmergencyRow, by: EmergencyRo
         if arrival.unit_id in mine:
             arrival.state = ArrivalState.REPLACED
             arrival.reason = "while_it_sounded" if was_sounding else "after_it_sounded"
-            _tell_arrival(session, actor, now, "arrival.replace", arrival, by=by.id)
+            audit_arrival(session, actor, now, "arrival.replace", arrival, by=by.id)
     audit_emergency(session, actor, now, f"emergency.{by.nature.value}", row, by=by.id, reason=by.reason)
 
 
@@ -787,7 +787,8 @@ def audit_emergency(session: Session, actor: Actor, now: datetime, verb: str, ro
     )
 
 
-def _tell_arrival(session: Session, actor: Actor, now: datetime, verb: str, row: ArrivalRow, **detail: Any) -> None:
+def audit_arrival(session: Session, actor: Actor, now: datetime, verb: str, row: ArrivalRow, **detail: Any) -> None:
+    """The audit row of what became of a bulletin that was sent down, at one unit."""
     audit.append(
         session,
         now=now,

@@ -399,8 +399,8 @@ def void_approvals(session: Session, actor: Actor, bulletin: BulletinRow, now: d
             continue
         row.state = VersionState.SUBMITTED
         row.approved_by = row.approved_at = row.approved_hash = None
-        _wrote(session, StepOf.VERSION, row.id, actor, now, row.content_hash)
-        _stepped(session, StepOf.VERSION, row.id, Step.VOID, actor, now, row.content_hash)
+        note_step(session, StepOf.VERSION, row.id, Step.WRITE, actor, now, row.content_hash)
+        note_step(session, StepOf.VERSION, row.id, Step.VOID, actor, now, row.content_hash)
     session.flush()
 
 
@@ -508,7 +508,7 @@ def enter_version(
         created_at=now,
     )
     bulletin.version += 1
-    _wrote(session, StepOf.VERSION, row.id, actor, now, row.content_hash)
+    note_step(session, StepOf.VERSION, row.id, Step.WRITE, actor, now, row.content_hash)
     detail = {"language": language, "number": row.number, "content_hash": row.content_hash}
     audit_library(session, actor, now, "bulletin.write", bulletin.unit_id, f"bulletin/{bulletin.id}", detail)
     return row
@@ -583,7 +583,7 @@ def enter_programme(
         created_at=now,
     )
     row.key = request.key
-    _wrote(session, StepOf.PROGRAMME, row.id, actor, now, None)
+    note_step(session, StepOf.PROGRAMME, row.id, Step.WRITE, actor, now, None)
     detail = {"title": row.title, "items": len(items)}
     audit_library(session, actor, now, "programme.create", row.unit_id, f"programme/{row.id}", detail)
     return row
@@ -628,7 +628,7 @@ def enter_programme_change(
         row.items = items_as_rows(session, items, row.unit_id, now)
         row.asset_sha256 = row.content_hash = row.submitted_hash = None
         row.approved_hash = row.approved_by = row.approved_at = None
-        _wrote(session, StepOf.PROGRAMME, row.id, actor, now, None)
+        note_step(session, StepOf.PROGRAMME, row.id, Step.WRITE, actor, now, None)
     row.version += 1
     session.flush()
     audit_library(session, actor, now, "programme.change", row.unit_id, f"programme/{row.id}", {"title": row.title})
@@ -666,7 +666,7 @@ def enter_rendering(session: Session, actor: Actor, row: ProgrammeRow, audio: Au
     row.content_hash = programme_hash(row.items, audio.sha256)
     row.submitted_hash = row.approved_hash = row.approved_by = row.approved_at = None
     row.version += 1
-    _wrote(session, StepOf.PROGRAMME, row.id, actor, now, row.content_hash)
+    note_step(session, StepOf.PROGRAMME, row.id, Step.WRITE, actor, now, row.content_hash)
     detail = {"content_hash": row.content_hash, "asset": audio.sha256}
     audit_library(session, actor, now, "programme.render", row.unit_id, f"programme/{row.id}", detail)
 
@@ -853,13 +853,7 @@ def _bulletin_view(session: Session, row: BulletinRow) -> BulletinView:
     return BulletinView(row, tuple(library.versions(session, (row.id,))[row.id]))
 
 
-def _wrote(
-    session: Session, kind: StepOf, subject_id: str, actor: Actor, now: datetime, content_hash: str | None
-) -> None:
-    _stepped(session, kind, subject_id, Step.WRITE, actor, now, content_hash)
-
-
-def _stepped(
+def note_step(
     session: Session,
     kind: StepOf,
     subject_id: str,
@@ -867,7 +861,9 @@ def _stepped(
     actor: Actor,
     now: datetime,
     content_hash: str | None,
+    reason: str | None = None,
 ) -> None:
+    """One step of a content's life, by whoever acts."""
     approvals.add_step(
         session,
         kind,
@@ -877,6 +873,7 @@ def _stepped(
         login=actor.login,
         at=now,
         content_hash=content_hash,
+        reason=reason,
     )
 
 

@@ -208,7 +208,7 @@ async def correct(desk: Desk, actor: Actor, request: Correction, proof: Proof | 
             if each.alert_id is not None and each.state is ArrivalState.PLANNED:
                 continue  # it sounds until a second person agrees to what takes its place
             _take_off(session, actor, each, ArrivalState.REPLACED, now)
-            _tell(session, actor, "arrival.replace", each, now, by=sending_id)
+            emergency.audit_arrival(session, actor, now, "arrival.replace", each, by=sending_id)
         row = SendingRow(
             id=sending_id,
             unit_id=before.unit_id,
@@ -266,7 +266,7 @@ async def recall(desk: Desk, actor: Actor, sending_id: str, note: str) -> Sendin
         for each in open_ones:
             _take_off(session, actor, each, ArrivalState.RECALLED, now)
             each.note = note
-            _tell(session, actor, "arrival.recall", each, now, note=note)
+            emergency.audit_arrival(session, actor, now, "arrival.recall", each, note=note)
         _tell_sending(session, actor, "sending.recall", row, now, note=note, units=len(open_ones))
 
     await desk.store.begin(work)
@@ -288,7 +288,9 @@ def _enter(
     sendings.add(session, row, rows)
     _tell_sending(session, actor, verb, row, now, units=list(units), version=row.version_id, basis=row.basis)
     for each in rows:
-        _tell(session, actor, "arrival.send", each, now, sender=row.unit_id, title=row.title, klass=row.klass.value)
+        emergency.audit_arrival(
+            session, actor, now, "arrival.send", each, sender=row.unit_id, title=row.title, klass=row.klass.value
+        )
     return rows
 
 
@@ -376,7 +378,7 @@ def _correct_alert(
 def _waits_as(session: Session, actor: Actor, arrivals: Sequence[ArrivalRow], alert_id: str, now: datetime) -> None:
     for each in arrivals:
         each.alert_id = alert_id
-        _tell(session, actor, "arrival.propose", each, now, alert=alert_id)
+        emergency.audit_arrival(session, actor, now, "arrival.propose", each, alert=alert_id)
     session.flush()
 
 
@@ -685,7 +687,7 @@ def _take_place(
         around=around,
     )
     _planned(session, actor, row, placed.schedule.id, starts, now, received_by="server")
-    _tell(session, actor, "arrival.place", row, now, starts=[local_text(one) for one in starts])
+    emergency.audit_arrival(session, actor, now, "arrival.place", row, starts=[local_text(one) for one in starts])
 
 
 def _unplaced(
@@ -701,7 +703,7 @@ def _unplaced(
     shown = {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool | None)}
     row.facts = shown
     session.flush()
-    _tell(session, actor, "arrival.unplaced", row, now, reason=reason, facts=shown)
+    emergency.audit_arrival(session, actor, now, "arrival.unplaced", row, reason=reason, facts=shown)
 
 
 def _planned(
@@ -724,7 +726,7 @@ def _planned(
 def _lapse(session: Session, row: ArrivalRow, now: datetime) -> None:
     row.state, row.reason, row.decided_at, row.decided_by = ArrivalState.LAPSED, "deadline_passed", now, "server"
     session.flush()
-    _tell(session, SERVER, "arrival.lapse", row, now)
+    emergency.audit_arrival(session, SERVER, now, "arrival.lapse", row)
 
 
 def _rule_of(starts: Sequence[datetime]) -> Rule:
@@ -748,7 +750,7 @@ async def receive(desk: Desk, actor: Actor, arrival_id: str) -> ArrivalView:
         if row.received_at is None:
             row.received_at, row.received_by = now, actor.login
             session.flush()
-            _tell(session, actor, "arrival.receive", row, now)
+            emergency.audit_arrival(session, actor, now, "arrival.receive", row)
         return _viewed(session, (row,), now)[0]
 
     return await desk.store.begin(work)
@@ -788,7 +790,9 @@ async def schedule_arrival(
             now,
         )
         _planned(session, actor, row, placed.schedule.id, request.starts, now, received_by=actor.login)
-        _tell(session, actor, "arrival.schedule", row, now, starts=[local_text(one) for one in request.starts])
+        emergency.audit_arrival(
+            session, actor, now, "arrival.schedule", row, starts=[local_text(one) for one in request.starts]
+        )
         return _viewed(session, (row,), now)[0], placed.preview
 
     return await desk.store.begin(work)
@@ -815,7 +819,7 @@ async def play_arrival(
         playing = enter_play_now(session, actor, order, schedule_id, now)
         starts = [one for one in (playing.starts_at,) if one is not None]
         _planned(session, actor, row, schedule_id, starts, now, received_by=actor.login)
-        _tell(session, actor, "arrival.play", row, now)
+        emergency.audit_arrival(session, actor, now, "arrival.play", row)
         return _viewed(session, (row,), now)[0], playing
 
     return await desk.store.begin(work)
@@ -833,7 +837,7 @@ async def refuse(desk: Desk, actor: Actor, arrival_id: str, note: str) -> Arriva
         if row.received_at is None:
             row.received_at, row.received_by = now, actor.login
         session.flush()
-        _tell(session, actor, "arrival.refuse", row, now, note=note)
+        emergency.audit_arrival(session, actor, now, "arrival.refuse", row, note=note)
         return _viewed(session, (row,), now)[0]
 
     return await desk.store.begin(work)
@@ -951,18 +955,6 @@ def _heard_as_alert(session: Session, row: ArrivalRow, now: datetime) -> Heard:
 
 
 # -- audit ------------------------------------------------------------------------------------------------------------
-
-
-def _tell(session: Session, actor: Actor, verb: str, row: ArrivalRow, now: datetime, **detail: Any) -> None:
-    audit.append(
-        session,
-        now=now,
-        actor=actor.login,
-        verb=verb,
-        unit_id=row.unit_id,
-        subject=f"arrival/{row.id}",
-        detail={"sending": row.sending_id, **detail},
-    )
 
 
 def _tell_sending(session: Session, actor: Actor, verb: str, row: SendingRow, now: datetime, **detail: Any) -> None:
