@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from firmware_sim.store import Identity
 from simulation.listening import read_recordings, to_ns
 from simulation.samples import sample
 from simulation.village import COMMUNE, Village
+from tests.e2e.test_outages import in_seconds, until_at
 from tests.firmware_sim.world import needs_mosquitto
 from tests.support.boxes import heard
-from tests.support.until import until
 
 pytestmark = [pytest.mark.e2e, needs_mosquitto]
 
@@ -60,21 +60,20 @@ async def test_a_box_is_claimed_heard_approved_and_on_the_air(tmp_path: Path):
             node = await the_node(village)
             assert (node["state"], node["serial"]) == ("probation", SERIAL)
             bulletin = await village.bulletin("Thông báo", sample("announcement_a").path)
-            unheard = datetime.now(UTC) + timedelta(seconds=2)
+            unheard = in_seconds(2)
             await village.schedule(bulletin_id=bulletin, starts_at=unheard)
             asked = await village.ask("POST", f"/nodes/{node_id}/binding", by=village.token)
             spoken_s = 0.3 + 2 * 4 * 0.9 + 1.0
-            began = datetime.now(UTC)
-            await until(lambda: datetime.now(UTC) > began + timedelta(seconds=spoken_s + 3.0), timeout_s=60)
+            await until_at(in_seconds(spoken_s + 3.0))
             digits = heard(so_far(recordings))
             assert (len(digits), digits[:4]) == (8, digits[4:])
             await village.ask("POST", f"/nodes/{node_id}/binding/answer", code=digits[:4])
             assert asked["node_id"] == node_id
             active = await village.ask("POST", f"/nodes/{node_id}/approval", by=admin)
             assert active["state"] == "active"
-            start = datetime.now(UTC) + timedelta(seconds=6)
+            start = in_seconds(6)
             await village.schedule(bulletin_id=bulletin, starts_at=start)
-            await until(lambda: datetime.now(UTC) > start + timedelta(seconds=4), timeout_s=60)
+            await until_at(start + timedelta(seconds=4))
             await box.terminate()
         (recording,) = read_recordings(recordings)
         identity = Identity.load(tmp_path / "box" / node_id)
