@@ -237,6 +237,10 @@ class Gate:
     def _config(self, payload: bytes, now_ms: int | None) -> wire.NodeConfigBody:
         envelope = self._own(payload, Kind.CONFIG, now_ms)
         body = wire.decode(wire.NodeConfigBody, envelope.body)
+        place = self._ring.signer(envelope).unit
+        if body.path and place is not None and place not in body.path:
+            # Who moved a node out of the own reach could never tell it anything again, nor call it back.
+            raise EnvelopeRefused(Refusal.OUT_OF_SCOPE)
         self._admit(str(NodeConfig(self.node_id)), envelope, now_ms)
         return body
 

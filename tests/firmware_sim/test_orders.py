@@ -1,4 +1,4 @@
-"""Orders at a node: each once, and none that wakes a village."""
+"""Orders and configurations at a node: each order once, none that wakes a village, none that leads it out of reach."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simulation.world.time import VirtualTime
 from speaker_protocol import messages as wire
 from speaker_protocol.rules import Trouble, Why
 from speaker_protocol.signing import Kind
-from tests.firmware_sim.siege import Siege
+from tests.firmware_sim.siege import PATH, Siege
 from tests.firmware_sim.workshop import on_virtual_time
 
 
@@ -68,5 +68,23 @@ def test_no_tone_sounds_in_quiet_hours(tmp_path: Path):
         assert await s.said(config, lambda: s.firmware.situation.config == night)
         await order(s, "by night")
         assert done(s) == [("by day", Trouble.NO_OUTPUT.value), ("by night", Why.QUIET_HOURS.value)]
+
+    besieged(tmp_path, story)
+
+
+def test_nobody_moves_a_node_out_of_the_own_reach_where_nothing_could_call_it_back(tmp_path: Path):
+    async def story(s: Siege) -> None:
+        for path in (("xa-1", "tinh-9"), ("xa-9",)):
+            letter = s.letter(Kind.CONFIG).but(signer=s.server)
+            body = wire.decode(wire.NodeConfigBody, letter.body).model_copy(update={"path": path})
+            refused = await s.deliver(letter.topic, letter.but(body=body.encode()).payload)
+            assert refused == {"out_of_scope": 1}
+        assert s.firmware.gate.path == PATH
+        assert await s.all_by_unit_good()
+
+        letter = s.letter(Kind.CONFIG).but(signer=s.server)
+        body = wire.decode(wire.NodeConfigBody, letter.body).model_copy(update={"path": ("xa-7", PATH[-1])})
+        assert await s.deliver(letter.topic, letter.but(body=body.encode()).payload) == {}
+        assert s.firmware.gate.path == ("xa-7", PATH[-1])
 
     besieged(tmp_path, story)
