@@ -238,8 +238,10 @@ class Gate:
         envelope = self._own(payload, Kind.CONFIG, now_ms)
         body = wire.decode(wire.NodeConfigBody, envelope.body)
         place = self._ring.signer(envelope).unit
-        if body.path and place is not None and place not in body.path:
-            # Who moved a node out of the own reach could never tell it anything again, nor call it back.
+        reach = () if place is None else self._above(place)
+        if body.path and reach and body.path[-len(reach) :] != reach:
+            # A key says where a node lies within its own place. What is above is not its to say: a node that was led
+            # away from there could never be told anything by those above, nor be called back.
             raise EnvelopeRefused(Refusal.OUT_OF_SCOPE)
         self._admit(str(NodeConfig(self.node_id)), envelope, now_ms)
         return body

@@ -74,8 +74,8 @@ def test_no_tone_sounds_in_quiet_hours(tmp_path: Path):
 
 def test_nobody_moves_a_node_out_of_the_own_reach_where_nothing_could_call_it_back(tmp_path: Path):
     async def story(s: Siege) -> None:
-        for path in (("xa-1", "tinh-9"), ("xa-9",)):
-            letter = s.letter(Kind.CONFIG).but(signer=s.server)
+        for signer, path in ((s.server, ("xa-1", "tinh-9")), (s.server, ("xa-9",)), (s.commune, ("xa-1", "tinh-9"))):
+            letter = s.letter(Kind.CONFIG).but(signer=signer)
             body = wire.decode(wire.NodeConfigBody, letter.body).model_copy(update={"path": path})
             refused = await s.deliver(letter.topic, letter.but(body=body.encode()).payload)
             assert refused == {"out_of_scope": 1}
