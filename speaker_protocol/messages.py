@@ -227,8 +227,8 @@ class NodeConfigBody(Body):
     """How a node behaves; the node enforces the policy limits by itself."""
 
     path: Annotated[tuple[TopicId, ...], Field(max_length=32)]
-    """The node's own unit and its ancestors, nearest first; the topics it must listen to. Whoever speaks for a place says
-    where a node lies within it; from that place upwards the path must be what it was, else the message is refused.
+    """The node's own unit and its ancestors, nearest first; the topics it must listen to. Whoever speaks for a place
+    says where a node lies within it; from that place upwards the path must be what it was, else it is refused.
     """
     cluster: Id
     groups: tuple[Id, ...] = ()
